@@ -1,0 +1,1 @@
+"""What is minimised. Each objective is hyperparameters plus a pure call that is handed the models."""
