@@ -16,7 +16,8 @@ from torch import Tensor
 BLOCK = 16
 
 
-def _seed(*key: object) -> int:
+def seed_from(*key: object) -> int:
+    """A 63-bit seed that depends on every part of ``key``."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1  # torch seeds are signed 64-bit
 
@@ -61,7 +62,7 @@ class Rng:
         generator = torch.Generator(device=self.device)
         blocks = []
         for block in range(first, last + 1):
-            generator.manual_seed(_seed(*self._key, name, block))
+            generator.manual_seed(seed_from(*self._key, name, block))
             blocks.append(draw((BLOCK, *rest), generator=generator, device=self.device))
         offset = self._start - first * BLOCK
         whole = blocks[0] if len(blocks) == 1 else torch.cat(blocks)

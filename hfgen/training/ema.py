@@ -1,0 +1,60 @@
+"""Exponential moving averages of models: parameters are averaged, buffers copied."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class EMA:
+    """One average of some models, with a half-life in images.
+
+    decay per step = 0.5 ^ (batch / half_life), half_life = min(half_life, rampup_ratio * images seen): Karras et al.
+    2020 (StyleGAN2-ADA, training loop), so the average follows quickly at first and does not remember the start.
+
+    Args:
+        models: the models to follow, by role; deep copies of them are kept in ``models``.
+        half_life: in images.
+        rampup_ratio: share of the images seen that bounds the half-life; None for no ramp.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], half_life: float, rampup_ratio: float | None):
+        self.models = {role: copy.deepcopy(model).eval() for role, model in models.items()}
+        for model in self.models.values():
+            model.requires_grad_(False)
+        self._half_life = half_life
+        self._rampup_ratio = rampup_ratio
+        pairs = [_tensors(self.models[role], model) for role, model in models.items()]
+        self._averaged = [pair for averaged, _ in pairs for pair in averaged]
+        self._copied = [pair for _, copied in pairs for pair in copied]
+
+    def decay(self, images_seen: int, batch: int) -> float:
+        """Weight of the old average in an update after ``images_seen`` images, the last ``batch`` of them new."""
+        half_life = self._half_life
+        if self._rampup_ratio is not None:
+            half_life = min(half_life, self._rampup_ratio * images_seen)
+        return 0.5 ** (batch / max(half_life, 1e-8))
+
+    @torch.no_grad()
+    def update(self, images_seen: int, batch: int) -> None:
+        """Move the averages towards the models' present parameters; copy their buffers."""
+        weight = 1 - self.decay(images_seen, batch)
+        if self._averaged:
+            old, new = [a for a, _ in self._averaged], [b for _, b in self._averaged]
+            torch._foreach_lerp_(old, new, weight)
+        for old, new in self._copied:
+            old.copy_(new)
+
+
+def _tensors(
+    average: nn.Module, model: nn.Module
+) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
+    averaged, copied = [], []
+    for old, new in zip(average.parameters(), model.parameters(), strict=True):
+        (averaged if new.is_floating_point() else copied).append((old.data, new.data))
+    for old, new in zip(average.buffers(), model.buffers(), strict=True):
+        copied.append((old, new))
+    return averaged, copied

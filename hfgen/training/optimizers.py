@@ -1,0 +1,67 @@
+"""Optimizers and learning-rate schedules by name."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from diffusers.optimization import SchedulerType, get_scheduler
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from hfgen.errors import HfgenError, one_of
+from hfgen.training.config import OptimizerConfig
+
+
+def config_for_role(config: OptimizerConfig, role: str) -> OptimizerConfig:
+    """The settings for one role: the common ones with that role's overrides."""
+    valid = [f.name for f in dataclasses.fields(config) if f.name not in ("roles", "max_grad_norm")]
+    overrides = config.roles.get(role, {})
+    for key in overrides:
+        if key not in valid:
+            raise one_of(f"optimizer.roles.{role}", key, valid)
+    try:
+        return dataclasses.replace(config, roles={}, **overrides)
+    except ValueError as error:
+        raise HfgenError(f"optimizer.roles.{role}: {error}") from None
+
+
+def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
+    """An optimizer over all parameters of ``model``; the fused kernel where torch has one for the device."""
+    parameters = list(model.parameters())
+    adam: dict[str, Any] = {
+        "lr": config.learning_rate,
+        "betas": (config.adam_beta1, config.adam_beta2),
+        "eps": config.adam_epsilon,
+        "weight_decay": config.adam_weight_decay,
+        "fused": all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in parameters),
+    }
+    plain = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
+    match config.type:
+        case "adamw":
+            return torch.optim.AdamW(parameters, **adam)
+        case "adam":
+            return torch.optim.Adam(parameters, **adam)
+        case "sgd":
+            return torch.optim.SGD(parameters, momentum=config.momentum, **plain)
+        case "rmsprop":
+            return torch.optim.RMSprop(parameters, momentum=config.momentum, **plain)
+        case "adafactor":
+            return torch.optim.Adafactor(parameters, **plain)
+    raise one_of("optimizer.type", config.type, ["adamw", "adam", "sgd", "rmsprop", "adafactor"])
+
+
+def build_schedule(config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+    """A diffusers learning-rate schedule over ``steps`` training steps; stepped once per training step."""
+    names = [kind.value for kind in SchedulerType if kind.value != "piecewise_constant"]
+    if config.lr_scheduler not in names:
+        raise one_of("optimizer.lr_scheduler", config.lr_scheduler, names)
+    return get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=steps,
+        num_cycles=config.lr_num_cycles,
+        power=config.lr_power,
+    )
