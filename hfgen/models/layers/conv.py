@@ -1,0 +1,66 @@
+"""Residual convolution blocks that several autoencoders share."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def group_norm(channels: int, max_groups: int = 8) -> nn.GroupNorm:
+    """Group norm with the most groups up to ``max_groups`` that divide ``channels`` (Wu & He
+    2018).
+    """
+    groups = next(g for g in range(min(max_groups, channels), 0, -1) if channels % g == 0)
+    return nn.GroupNorm(groups, channels)
+
+
+class ResBlock(nn.Module):
+    """Pre-activation residual block (He et al. 2016): x + conv(act(norm(conv(act(norm(x)))))), [B,
+    C, H, W].
+
+    The last convolution starts at zero, so that a deep stack starts as the identity.
+    """
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.norm1, self.conv1 = group_norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
+        self.norm2, self.conv2 = group_norm(channels), nn.Conv2d(channels, channels, 3, padding=1)
+        nn.init.zeros_(self.conv2.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+class DownBlock(nn.Module):
+    """Strided 3x3 convolution, then residual blocks: [B, in, H, W] -> [B, out, ceil(H/2),
+    ceil(W/2)].
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int):
+        super().__init__()
+        self.down = nn.Conv2d(in_channels, out_channels, 3, stride=2, padding=1)
+        self.blocks = nn.Sequential(*[ResBlock(out_channels) for _ in range(layers)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(self.down(x))
+
+
+class UpBlock(nn.Module):
+    """Residual blocks, nearest upsampling to ``size``, 3x3 convolution: [B, in, h, w] -> [B, out,
+    size, size].
+
+    Naming the size, rather than doubling, undoes the ceil of ``DownBlock``: 28 -> 14 -> 7 -> 4 -> 7
+    -> 14 -> 28.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, layers: int, size: int):
+        super().__init__()
+        self.size = size
+        self.blocks = nn.Sequential(*[ResBlock(in_channels) for _ in range(layers)])
+        self.norm = group_norm(in_channels)
+        self.up = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.silu(self.norm(self.blocks(x)))
+        return self.up(F.interpolate(x, size=(self.size, self.size), mode="nearest"))

@@ -1,0 +1,123 @@
+"""The ELBO: closed forms, schedules, the stock AutoencoderKL, and one-line errors."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+
+from hfgen.errors import HfgenError
+from hfgen.likelihoods import Bernoulli, Gaussian
+from hfgen.models.vae_mlp import MLPVAE
+from hfgen.objectives.base import Clock
+from hfgen.objectives.vae import ELBO, active_units
+from hfgen.rng import Rng
+
+START = Clock(step=0, images_seen=0, total_images=1000)
+
+
+def batch(rows: int = 6, size: int = 8, channels: int = 1):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(rows, channels, size, size, generator=generator) * 2 - 1
+    return {"images": images, "labels": torch.arange(rows) % 3}
+
+
+def mlp(**options) -> MLPVAE:
+    torch.manual_seed(0)
+    return MLPVAE(sample_size=8, hidden_size=16, latent_dim=3, **options)
+
+
+def run(objective, vae, data=None, clock=START):
+    return objective.loss("vae", {"vae": vae}, data or batch(), Rng(0), clock)
+
+
+def test_is_the_classic_loss():
+    vae, data = mlp(), batch()
+    loss, terms = run(ELBO(), vae, data)
+    posterior = vae.encode(data["images"]).latent_dist
+    z = posterior.mean + posterior.std * Rng(0).randn("eps", (6, 3))
+    probability = torch.sigmoid(vae.decode(z).sample)
+    bce = F.binary_cross_entropy(probability, (data["images"] + 1) / 2, reduction="sum")
+    kld = -0.5 * torch.sum(1 + posterior.logvar - posterior.mean.pow(2) - posterior.logvar.exp())
+    torch.testing.assert_close(loss, (bce + kld) / 6)
+    torch.testing.assert_close(terms["elbo"], -(terms["reconstruction"] + terms["kl"]))
+    torch.testing.assert_close(terms["kl"], posterior.kl().mean().detach())
+
+
+def test_beta_and_warmup():
+    _, terms = run(ELBO(), mlp())
+    half = Clock(step=1, images_seen=50, total_images=1000)
+    loss, _ = run(ELBO(beta=4.0, kl_warmup_images=100), mlp(), clock=half)
+    torch.testing.assert_close(loss.detach(), terms["reconstruction"] + 2.0 * terms["kl"])
+
+
+def test_free_bits_stop_the_kl_gradient():
+    vae = mlp()
+    loss, terms = run(ELBO(free_bits=50.0), vae)
+    torch.testing.assert_close(loss.detach(), terms["reconstruction"] + 3 * 50.0)
+
+
+def test_conditional_and_missing_labels():
+    vae, data = mlp(num_class_embeds=3), batch()
+    first, _ = run(ELBO(), vae, data)
+    second, _ = run(ELBO(), vae, data | {"labels": data["labels"].flip(0)})
+    assert first != second
+    with pytest.raises(HfgenError, match="the data has no labels"):
+        run(ELBO(), vae, {"images": data["images"]})
+
+
+def test_stock_autoencoder_kl():
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(4, 8),
+        norm_num_groups=2,
+        latent_channels=2,
+        sample_size=8,
+    )
+    data = batch(channels=3)
+    loss, terms = run(ELBO(likelihood=Gaussian(std=0.1)), vae, data)
+    torch.testing.assert_close(
+        terms["kl"], vae.encode(data["images"]).latent_dist.kl().mean().detach()
+    )
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.parameters())
+
+
+def test_micro_batches_give_the_same_gradient():
+    vae, data = mlp(), batch(32)
+    whole = torch.autograd.grad(run(ELBO(), vae, data)[0], list(vae.parameters()))
+    for start in (0, 8, 16, 24):
+        part = {k: v[start : start + 8] for k, v in data.items()}
+        loss, _ = ELBO().loss("vae", {"vae": vae}, part, Rng(0, start=start), START)
+        (loss / 4).backward()
+    torch.testing.assert_close(
+        [p.grad for p in vae.parameters()], list(whole), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_active_units():
+    mean = torch.stack([torch.tensor([0.0, 1.0]), torch.tensor([0.0, -1.0])])
+    assert active_units(mean) == 1
+
+
+@pytest.mark.parametrize("name", ["beta", "kl_warmup_images", "free_bits"])
+def test_negative_arguments_are_named(name):
+    with pytest.raises(HfgenError, match=rf"objective.{name} must be at least 0, got -1"):
+        ELBO(**{name: -1})
+
+
+def test_images_out_of_range_are_named():
+    data = batch()
+    data["images"] = data["images"] * 3
+    with pytest.raises(
+        HfgenError, match=r"Bernoulli needs images in \[-1, 1\], got values in \[-2.9"
+    ):
+        run(ELBO(likelihood=Bernoulli()), mlp(), data)
+
+
+def test_wrong_decoder_channels_are_named():
+    with pytest.raises(HfgenError, match="set model.vae.out_channels to 1"):
+        run(ELBO(), mlp(out_channels=2))
