@@ -1,0 +1,120 @@
+"""What every generator and discriminator shares: their outputs, which sizes they can make,
+normalisation by name."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+BASES = (4, 5, 6, 7)
+
+
+@dataclass
+class GeneratorOutput(BaseOutput):
+    """Output of a generator.
+
+    Attributes:
+        sample: images [B, C, H, W], nominally in [-1, 1] (exactly so where the architecture ends in
+            a tanh).
+    """
+
+    sample: Tensor
+
+
+@dataclass
+class DiscriminatorOutput(BaseOutput):
+    """Output of a discriminator.
+
+    Attributes:
+        logits: [B], higher means "more real"; unbounded.
+        features: the last hidden representation [B, D], for feature matching and for heads on top
+            of it.
+    """
+
+    logits: Tensor
+    features: Tensor
+
+
+def stages(sample_size: int | None) -> tuple[int, int]:
+    """``(base, n)`` such that ``sample_size = base * 2**n`` with ``base`` in 4..7 and ``n >= 1``.
+
+    All powers of two from 8 on have base 4; 28 has base 7. ValueError for other sizes, naming the
+    nearest valid ones.
+    """
+    size = required("sample_size", sample_size)
+    base, n = size, 0
+    while base % 2 == 0 and base // 2 >= BASES[0]:
+        base, n = base // 2, n + 1
+    if n < 1 or base not in BASES:
+        raise ValueError(f"sample_size {size} cannot be made: {_nearest(size)}")
+    return base, n
+
+
+def _nearest(size: int) -> str:
+    sizes = sorted(base << n for base in BASES for n in range(1, 12))
+    near = sorted(sorted(sizes, key=lambda valid: abs(valid - size))[:2])
+    return (
+        f"the nearest valid sizes are {near[0]} and {near[1]} (4, 5, 6 or 7 times a power of two)"
+    )
+
+
+def required(name: str, value: int | None) -> int:
+    """``value``; ValueError that names it when it is None or not positive."""
+    if value is None:
+        raise ValueError(f"{name} is not set: give a positive integer")
+    if value < 1:
+        raise ValueError(f"{name} must be a positive integer, got {value}")
+    return value
+
+
+def normalization(kind: str, channels: int) -> nn.Module:
+    """``batch``, ``group`` (at most 32 groups of at least 4 channels) or ``none``."""
+    if kind == "batch":
+        return nn.BatchNorm2d(channels)
+    if kind == "group":
+        groups = next((g for g in (32, 16, 8, 4, 2) if channels % (4 * g) == 0), 1)
+        return nn.GroupNorm(groups, channels)
+    if kind == "none":
+        return nn.Identity()
+    raise ValueError(f"norm {kind!r} is unknown; valid: batch, group, none")
+
+
+def check_labels(class_labels: Tensor | None, num_class_embeds: int | None) -> None:
+    """ValueError when a conditional model gets no labels, or an unconditional one gets some."""
+    if num_class_embeds is None and class_labels is not None:
+        raise ValueError("class_labels were given, but the model is unconditional")
+    if num_class_embeds is not None and class_labels is None:
+        raise ValueError(f"class_labels are missing: the model has {num_class_embeds} classes")
+
+
+@torch.no_grad()
+def init_normal(module: nn.Module, std: float = 0.02) -> None:
+    """N(0, 0.02^2) weights and zero biases (Radford et al. 2015, section 4)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            nn.init.normal_(layer.weight, 0.0, std)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+        elif isinstance(layer, nn.BatchNorm2d):
+            nn.init.normal_(layer.weight, 1.0, std)
+            nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def init_he(module: nn.Module) -> None:
+    """N(0, 2 / fan_in) weights and zero biases (He et al. 2015, equation 10)."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            fan_in = layer.weight[0].numel()
+        elif isinstance(layer, nn.ConvTranspose2d):
+            # an output pixel sees kernel / stride taps a side
+            fan_in = layer.weight[:, 0].numel() / (layer.stride[0] * layer.stride[1])
+        else:
+            continue
+        nn.init.normal_(layer.weight, 0.0, math.sqrt(2 / fan_in))
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

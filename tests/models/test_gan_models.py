@@ -1,0 +1,139 @@
+"""Every generator and discriminator: sizes, ranges, labels, independence of rows, save and load."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from hfgen.models.gan_dcgan import DCGANDiscriminator, DCGANGenerator
+from hfgen.models.layers.gan import stages
+
+PAIRS = {
+    "dcgan": (
+        DCGANGenerator,
+        DCGANDiscriminator,
+        {"channels": 8, "latent_dim": 6},
+        {"channels": 8},
+    ),
+}
+
+
+def make(name, size=16, colours=1, classes=None, **both):
+    generator, discriminator, g_options, d_options = PAIRS[name]
+    torch.manual_seed(0)
+    common = {"sample_size": size, "num_class_embeds": classes, **both}
+    return (
+        generator(out_channels=colours, **common, **g_options),
+        discriminator(in_channels=colours, **common, **d_options),
+    )
+
+
+@pytest.mark.parametrize("name", PAIRS)
+@pytest.mark.parametrize("size", [8, 28, 32])
+@pytest.mark.parametrize("colours", [1, 3])
+def test_shapes_and_range(name, size, colours):
+    generator, discriminator = make(name, size, colours)
+    images = generator(torch.randn(4, generator.config.latent_dim)).sample
+    assert images.shape == (4, colours, size, size)
+    output = discriminator(images)
+    assert output.logits.shape == (4,) and output.features.shape[0] == 4
+    assert torch.isfinite(output.logits).all()
+    if name == "dcgan":
+        assert images.abs().max() <= 1
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_every_parameter_learns(name):
+    generator, discriminator = make(name, classes=3)
+    labels = torch.tensor([0, 1, 2, 0])
+    z = torch.randn(4, generator.config.latent_dim)
+    discriminator(generator(z, labels).sample, labels).logits.square().sum().backward()
+    for model in (generator, discriminator):
+        for key, parameter in model.named_parameters():
+            assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_label_changes_the_result(name):
+    generator, discriminator = make(name, classes=3)
+    z, images = torch.randn(4, generator.config.latent_dim), torch.randn(4, 1, 16, 16)
+    zeros, ones = torch.zeros(4, dtype=torch.int64), torch.ones(4, dtype=torch.int64)
+    assert not torch.equal(generator(z, zeros).sample, generator(z, ones).sample)
+    assert not torch.equal(discriminator(images, zeros).logits, discriminator(images, ones).logits)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_labels_must_fit_the_model(name):
+    for model, x in zip(make(name), (torch.randn(2, 6), torch.randn(2, 1, 16, 16)), strict=True):
+        with pytest.raises(ValueError, match="unconditional"):
+            model(x, torch.zeros(2, dtype=torch.int64))
+    for model, x in zip(
+        make(name, classes=3), (torch.randn(2, 6), torch.randn(2, 1, 16, 16)), strict=True
+    ):
+        with pytest.raises(ValueError, match="3 classes"):
+            model(x)
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_save_and_load_is_exact(name, tmp_path):
+    generator, discriminator = make(name, classes=3)
+    labels = torch.tensor([0, 1, 2, 0])
+    inputs = (torch.randn(4, generator.config.latent_dim), torch.randn(4, 1, 16, 16))
+    for model, x in zip((generator, discriminator), inputs, strict=True):
+        model.save_pretrained(tmp_path / type(model).__name__)
+        loaded = type(model).from_pretrained(tmp_path / type(model).__name__)
+        arguments = [key for key in model.config if not key.startswith("_")]
+        assert all(loaded.config[key] == model.config[key] for key in arguments)
+        model.eval(), loaded.eval()
+        assert torch.equal(model(x, labels)[0], loaded(x, labels)[0])
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_rows_are_independent_without_batch_norm(norm):
+    generator, discriminator = make("dcgan", norm=norm)
+    z = torch.randn(6, 6, dtype=torch.float64)
+    generator, discriminator = generator.double(), discriminator.double()
+    images = generator(z).sample
+    torch.testing.assert_close(images[2:4], generator(z[2:4]).sample, rtol=0, atol=1e-12)
+    logits = discriminator(images).logits
+    torch.testing.assert_close(logits[:3], discriminator(images[:3]).logits, rtol=0, atol=1e-12)
+
+
+def test_unnormalised_network_keeps_its_scale():
+    """He's initialisation: logits neither vanish nor explode at 64x64, where 0.02 lets them
+    fade.
+    """
+    generator, discriminator = make("dcgan", 64, 3, norm="none")
+    images = generator(torch.randn(64, 6)).sample
+    assert 0.2 < images.std() < 1
+    assert 0.05 < discriminator(torch.randn(64, 3, 64, 64)).logits.std() < 20
+
+
+def test_dcgan_has_the_widths_of_the_reference():
+    """PyTorch's DCGAN example (64x64, ngf = ndf = 64, nz = 100): 3,576,704 and 2,765,568 weights.
+
+    Ours adds biases where no norm follows: to the last layers (3 and 1) and to D's first (64).
+    """
+    generator = DCGANGenerator(sample_size=64, out_channels=3)
+    discriminator = DCGANDiscriminator(sample_size=64, in_channels=3)
+    assert generator.num_parameters() == 3_576_704 + 3
+    assert discriminator.num_parameters() == 2_765_568 + 1 + 64
+
+
+@pytest.mark.parametrize("size", [4, 7, 9, 30, 33, 100])
+def test_impossible_size_names_the_nearest(size):
+    with pytest.raises(ValueError, match=f"{size} cannot be made: the nearest valid sizes are"):
+        DCGANGenerator(sample_size=size, out_channels=1)
+
+
+def test_stages():
+    assert [stages(s) for s in (8, 28, 32, 64, 96)] == [(4, 1), (7, 2), (4, 3), (4, 4), (6, 4)]
+
+
+def test_missing_and_unknown_arguments():
+    with pytest.raises(ValueError, match="sample_size is not set"):
+        DCGANGenerator(out_channels=1)
+    with pytest.raises(ValueError, match="in_channels is not set"):
+        DCGANDiscriminator(sample_size=8)
+    with pytest.raises(ValueError, match="norm 'layer' is unknown"):
+        DCGANGenerator(sample_size=16, out_channels=1, norm="layer")
