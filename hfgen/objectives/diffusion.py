@@ -1,0 +1,134 @@
+"""Denoising: path x prediction x time sampling x weighting.
+
+    t ~ time,   n ~ N(0, I),   x_t = alpha(t) x + sigma(t) n,   loss = weight(t) |network(x_t, t) -
+    target|^2
+
+The path and the prediction are those of the ``scheduler`` that samples the exported network, so the
+two always match. DDPM is this with a ``DDPMScheduler`` and the defaults; EDM, rectified flow,
+v-prediction and the rest are recipes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfgen.denoising import Parameterisation, parameterisation
+from hfgen.errors import HfgenError
+from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
+from hfgen.objectives.diffusion_times import TimeSampler, UniformTime
+from hfgen.objectives.diffusion_weightings import UniformWeight, Weighting
+from hfgen.rng import Rng
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diffusion(Objective):
+    """One phase that trains ``network`` to denoise, on the path of ``models["scheduler"]``.
+
+    Args:
+        network: the role that is trained: ``unet``, or ``transformer`` for a DiT.
+        time: which noise levels are trained on.
+        weighting: how much each level's error counts.
+        label_dropout: share of the labels that is replaced by the null label, for classifier-free
+            guidance (Ho & Salimans 2022). The null label is the network's last class: set
+            ``num_class_embeds`` to classes + 1.
+    """
+
+    network: str = "unet"
+    time: TimeSampler = field(default_factory=UniformTime)
+    weighting: Weighting = field(default_factory=UniformWeight)
+    label_dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.label_dropout < 1:
+            raise HfgenError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(name="denoise", trains=(self.network,)),)
+
+    def loss(
+        self, phase: str, models: Mapping[str, nn.Module], batch: Batch, rng: Rng, clock: Clock
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        param = scheduler_parameterisation(models)
+        x, network = batch["images"], models[self.network]
+        noise = rng.randn("noise", x.shape)
+        t = self.time.sample(rng, len(x), param.path)
+        labels = class_labels(network, batch, rng, self.label_dropout)
+        output = predict(network, param, param.path.add_noise(x, noise, t), t, labels)
+        error = per_image_error(output, param.target(x, noise, t))
+        alpha, sigma = param.path.alpha_sigma(t)
+        loss = (self.weighting.weight(alpha, sigma, param.prediction) * error).mean()
+        return loss, detach({"loss": loss, "mse": error.mean()})
+
+
+def scheduler_parameterisation(models: Mapping[str, Any]) -> Parameterisation:
+    """``parameterisation`` of the recipe's scheduler; HfgenError where the recipe has none, or one
+    that cannot train.
+    """
+    if "scheduler" not in models:
+        raise HfgenError(
+            "model.scheduler: missing; diffusion needs one, e.g. scheduler: {type: DDPMScheduler}"
+        )
+    try:
+        return parameterisation(models["scheduler"])
+    except ValueError as error:
+        raise HfgenError(f"model.scheduler: {error}") from error
+
+
+def predict(
+    network: nn.Module, param: Parameterisation, x_t: Tensor, t: Tensor, labels: Tensor | None
+) -> Tensor:
+    """The network's output, float32, for noisy images ``x_t`` [B, C, H, W] at times ``t`` [B]."""
+    sample, time = param.path.model_input(x_t, t)
+    options = {} if labels is None else {"class_labels": labels}
+    return network(sample, time, **options).sample.float()
+
+
+def per_image_error(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error of each image [B]."""
+    if output.shape != target.shape:
+        raise HfgenError(
+            f"the network puts out {list(output.shape[1:])} for images of "
+            f"{list(target.shape[1:])}; "
+            "set its out_channels and sample_size to the data's"
+        )
+    return (output - target).square().flatten(1).mean(1)
+
+
+def class_count(network: nn.Module) -> int | None:
+    """How many labels ``network`` knows, a null label included; None for an unconditional one."""
+    config: Any = network.config
+    for key in ("num_class_embeds", "num_embeds_ada_norm"):
+        if config.get(key) is not None:
+            return config[key]
+    return None
+
+
+def class_labels(network: nn.Module, batch: Batch, rng: Rng, dropout: float) -> Tensor | None:
+    """Labels [B] for ``network``, a share ``dropout`` of them its last class; None without."""
+    count = class_count(network)
+    if count is None:
+        if dropout > 0:
+            raise HfgenError(
+                f"label_dropout {dropout}: the network is unconditional; set its num_class_embeds"
+            )
+        return None
+    if "labels" not in batch:
+        raise HfgenError(f"the network has {count} classes, but the data has no labels")
+    labels, null = batch["labels"], count - 1
+    known = null if dropout > 0 else count
+    if int(labels.max()) >= known:
+        spare = " besides the null label" if dropout > 0 else ""
+        raise HfgenError(
+            f"label {int(labels.max())} in the data; the network knows {known} classes{spare} "
+            f"(num_class_embeds {count})"
+        )
+    if dropout == 0:
+        return labels
+    drop = rng.rand("label_dropout", labels.shape) < dropout
+    return torch.where(drop, torch.full_like(labels, null), labels)
