@@ -139,7 +139,7 @@ class Decoder:
         arguments = {key: self._value(hints[key], value, _join(path, key)) for key, value in values.items()}
         try:
             return cls(**arguments)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, HfgenError) as error:
             raise self._error(path or "recipe", str(error)) from None
 
     def _check_keys(self, cls: type, values: Any, path: str) -> None:

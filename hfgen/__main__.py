@@ -1,0 +1,7 @@
+"""``python -m hfgen``, and ``accelerate launch -m hfgen``."""
+
+import sys
+
+from hfgen.cli import main
+
+sys.exit(main())

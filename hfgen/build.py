@@ -1,0 +1,138 @@
+"""From a recipe and the shape of its data to components by role, and from components to a pipeline."""
+
+from __future__ import annotations
+
+import inspect
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import DiffusionPipeline
+
+from hfgen.config import _describe, _fits, encode, one_of_key, resolve
+from hfgen.data import DataSpec
+from hfgen.errors import HfgenError, one_of
+from hfgen.recipe import MODELS, PIPELINES, Recipe, choices
+
+
+def component_class(name: str, where: str) -> type:
+    """The class of a component: ours by table, or a model or scheduler of diffusers."""
+    if name in MODELS:
+        return resolve(MODELS[name])
+    cls = getattr(diffusers, name, None)
+    if isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin | diffusers.SchedulerMixin):
+        return cls
+    stock = [n for n in dir(diffusers) if n.endswith(("Model", "Scheduler", "AutoencoderKL", "VQModel"))]
+    near = str(one_of(where, name, [*MODELS, *stock]))
+    hint = near[near.index("did you mean") :].split("?")[0] + "? " if "did you mean" in near else ""
+    raise HfgenError(
+        f"{where}: unknown model {name!r}; {hint}valid: {', '.join(sorted(MODELS))}, or a model or scheduler class of diffusers"
+    )
+
+
+def pipeline_class(name: str) -> type[DiffusionPipeline]:
+    """The class of a pipeline: ours by table, or one of diffusers."""
+    if name in PIPELINES:
+        return resolve(PIPELINES[name])
+    cls = getattr(diffusers, name, None)
+    if isinstance(cls, type) and issubclass(cls, DiffusionPipeline):
+        return cls
+    raise HfgenError(f"pipeline: unknown pipeline {name!r}; valid: {', '.join(sorted(PIPELINES))}, or a pipeline class of diffusers")
+
+
+def build_components(recipe: Recipe, data: DataSpec) -> dict[str, Any]:
+    """Every component of ``recipe.model`` by role, sizes filled in from the data."""
+    settings = {role: value for role, value in recipe.model.items() if role != "pretrained"}
+    source = recipe.model.get("pretrained")
+    if source is not None:
+        roles = {role for phase in recipe.objective.phases for role in phase.trains} | set(settings)
+        pipeline_roles = _component_names(pipeline_class(recipe.pipeline))
+        settings = {role: {"pretrained": source} for role in sorted(roles | pipeline_roles)}
+    follow = _follow(recipe, data)
+    components = {role: _component(role, value, follow) for role, value in settings.items()}
+    return {**components, **recipe.objective.extra_models()}
+
+
+def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPipeline:
+    """The recipe's pipeline over ``components``; a constructor argument that is no role is read off the objective."""
+    cls = pipeline_class(recipe.pipeline)
+    arguments: dict[str, Any] = {}
+    for name, parameter in inspect.signature(cls.__init__).parameters.items():
+        if name == "self" or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        if name in components:
+            arguments[name] = components[name]
+        elif name in vars(recipe.objective):
+            arguments[name] = encode(getattr(recipe.objective, name), choices())
+        elif parameter.default is inspect.Parameter.empty:
+            raise HfgenError(f"pipeline: {recipe.pipeline} needs a component {name!r}; the recipe's roles are {', '.join(components)}")
+    return cls(**arguments)
+
+
+def exported_roles(recipe: Recipe) -> tuple[str, ...]:
+    """Roles of the recipe that its pipeline samples with (a discriminator travels along, without an average)."""
+    roles = _component_names(pipeline_class(recipe.pipeline))
+    return tuple(role for role in recipe.model if role in roles and role != "discriminator")
+
+
+def _component_names(cls: type[DiffusionPipeline]) -> set[str]:
+    names = inspect.signature(cls.__init__).parameters
+    return {name for name in names if name != "self"} - set(getattr(cls, "_optional_components", []))
+
+
+def _follow(recipe: Recipe, data: DataSpec) -> dict[str, Any]:
+    """Constructor arguments that follow the data unless the recipe sets them."""
+    likelihood = getattr(recipe.objective, "likelihood", None)
+    follow: dict[str, Any] = {
+        "sample_size": data.height,
+        "in_channels": data.channels,
+        "out_channels": likelihood.channels(data.channels) if likelihood is not None else data.channels,
+    }
+    if recipe.data.class_conditional:
+        if not data.class_names:
+            raise HfgenError(f"data.class_conditional: {data.name} has no class labels; set it to false, or name data.label_column")
+        follow["num_class_embeds"] = len(data.class_names)
+    return follow
+
+
+def _component(role: str, value: Any, follow: Mapping[str, Any]) -> Any:
+    where = f"model.{role}"
+    if isinstance(value, str):
+        value = {"pretrained": value}
+    if not isinstance(value, Mapping) or not ({"type", "pretrained"} & set(value)):
+        raise HfgenError(f"{where}: expected {{type: ClassName, ...}} or a path to load it from, got {value!r}")
+    options = dict(value)
+    if "pretrained" in options:
+        return _pretrained(role, options)
+    cls = component_class(str(options.pop("type")), f"{where}.type")
+    parameters = inspect.signature(cls.__init__).parameters
+    _check_arguments(cls, parameters, options, where)
+    for name, size in follow.items():
+        if name in parameters and issubclass(cls, diffusers.ModelMixin) and options.get(name) is None:
+            options[name] = size
+    try:
+        return cls(**options)
+    except (ValueError, TypeError, AssertionError, IndexError) as error:
+        raise HfgenError(f"{where}: {cls.__name__} cannot be built: {' '.join(str(error).split())}") from None
+
+
+def _check_arguments(cls: type, parameters: Mapping[str, Any], options: Mapping[str, Any], where: str) -> None:
+    valid = [name for name in parameters if name not in ("self", "kwargs", "args")]
+    hints = typing.get_type_hints(cls.__init__)
+    for name, value in options.items():
+        if name not in valid:
+            raise HfgenError(one_of_key(f"{where}.{name}", name, valid))
+        if name in hints and value is not None and not _fits(hints[name], value, {}):
+            raise HfgenError(f"{where}.{name}: expected {_describe(hints[name])}, got {value!r}")
+
+
+def _pretrained(role: str, options: dict[str, Any]) -> Any:
+    from hfgen.hub.load import load_component
+
+    source, where = options.pop("pretrained"), f"model.{role}"
+    if options:
+        raise HfgenError(f"{where}: {', '.join(options)} cannot be set beside pretrained; its own config.json holds them")
+    folder = Path(source) / "pipeline"
+    return load_component(str(folder) if folder.is_dir() else source, role)

@@ -1,0 +1,143 @@
+"""``hfgen train | sample | evaluate | compare | push | check | ...``: arguments in, one function call out.
+
+Nothing heavy is imported before it is known which command runs, so that ``hfgen --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from hfgen import __version__
+from hfgen.errors import HfgenError
+
+Command = Callable[[argparse.Namespace, list[str]], int]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; 0 on success, 2 on a user's mistake (one line on stderr), 130/143 when stopped by a signal."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and not options.takes_settings:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    _quiet_libraries()
+    try:
+        return options.command(options, rest)
+    except HfgenError as error:
+        print(f"hfgen: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("hfgen: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(prog="hfgen", description="Train, measure and share generative models of images.")
+    parser.add_argument("--version", action="version", version=f"hfgen {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _train_parser(_command(commands, "train", _train, "train a recipe: hfgen train mnist-vae", takes_settings=True))
+    _sample_parser(_command(commands, "sample", _sample, "draw a grid of images from a run, a pipeline or a Hub id"))
+    _command(commands, "recipes", _recipes, "list the bundled recipes")
+    return parser
+
+
+def _command(commands: Any, name: str, run: Command, text: str, takes_settings: bool = False) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+    parser.set_defaults(command=run, takes_settings=takes_settings)
+    return parser
+
+
+def _train_parser(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "hfgen train RECIPE [options] [--section.key VALUE ...]"
+    parser.add_argument("recipe", help="a bundled recipe (hfgen recipes), a YAML file, or a run's folder")
+    parser.add_argument("--resume", metavar="latest|PATH", help="short for --training.resume_from_checkpoint")
+    parser.add_argument("--overwrite", action="store_true", help="replace a run that is already in the output folder")
+    parser.add_argument("--print-config", action="store_true", help="print the full recipe and stop")
+    parser.add_argument("--num-processes", type=int, metavar="N", help="start N processes with Accelerate's launcher")
+    parser.add_argument("--config_file", metavar="FILE", help="an `accelerate config` file for the launcher")
+
+
+def _sample_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("model", help="a run's folder, a pipeline's folder or a Hub id")
+    parser.add_argument("--num-images", type=int, default=64)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--output", default="grid.png", help="the picture of all images (default: grid.png)")
+    parser.add_argument("--class-labels", type=int, nargs="+", metavar="C", help="classes, repeated over the images")
+    parser.add_argument("--num-inference-steps", type=int, help="steps of a diffusion sampler")
+    parser.add_argument("--guidance-scale", type=float, help="strength of classifier-free guidance")
+    parser.add_argument("--scheduler", help="a diffusers scheduler class to sample with")
+    parser.add_argument("--trust-remote-code", action="store_true", help="let the repository's own code run")
+
+
+def _train(options: argparse.Namespace, settings: list[str]) -> int:
+    from hfgen import recipe as recipes
+    from hfgen.config import merge, nest, parse_overrides
+
+    over = parse_overrides(settings)
+    if options.resume is not None:
+        over = merge(over, nest({"training.resume_from_checkpoint": options.resume}))
+    recipe = recipes.load(options.recipe, over)
+    if options.print_config:
+        print(recipe.to_yaml(), end="")
+        return 0
+    if (options.num_processes or options.config_file) and "LOCAL_RANK" not in os.environ:
+        from hfgen.launch import launch
+
+        return launch(options.num_processes, options.config_file, _relaunched(options, settings), recipe)
+    from hfgen.run import train_recipe
+
+    run = train_recipe(recipe, overwrite=options.overwrite)
+    # Under a launcher a worker that saved and stopped has done well; the launcher's parent says how it ended.
+    return 0 if run.finished or "LOCAL_RANK" in os.environ else 128 + run.signal
+
+
+def _relaunched(options: argparse.Namespace, settings: list[str]) -> list[str]:
+    words = ["train", options.recipe, *settings]
+    if options.resume is not None:
+        words += ["--resume", options.resume]
+    return words + (["--overwrite"] if options.overwrite else [])
+
+
+def _sample(options: argparse.Namespace, _: list[str]) -> int:
+    from hfgen.samples import sample_to_file
+
+    path = sample_to_file(
+        options.model,
+        options.output,
+        num_images=options.num_images,
+        seed=options.seed,
+        batch_size=options.batch_size,
+        class_labels=options.class_labels,
+        scheduler=options.scheduler,
+        trust_remote_code=options.trust_remote_code,
+        num_inference_steps=options.num_inference_steps,
+        guidance_scale=options.guidance_scale,
+    )
+    print(path)
+    return 0
+
+
+def _recipes(options: argparse.Namespace, _: list[str]) -> int:
+    from hfgen.recipe import bundled, read
+
+    rows = [("name", "family", "data", "what to expect", "2 cores")]
+    for name in bundled():
+        values = read(name)
+        data = values.get("data", {}).get("path", "mnist")
+        rows.append((name, values["family"], data, values.get("expect", ""), values.get("duration", "")))
+    widths = [max(len(row[i]) for row in rows) for i in range(5)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    return 0
+
+
+def _quiet_libraries() -> None:
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

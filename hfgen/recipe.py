@@ -1,0 +1,186 @@
+"""The composition root: one ``Recipe`` dataclass, and tables that map names to classes.
+
+Adding a model is one file and one line in ``MODELS``; an objective one file and one line in ``OBJECTIVES``. Classes are
+named as "module:Class" and imported when chosen, so that listing recipes costs nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from hfgen.config import Choices, Decoder, encode, merge, one_of_key, parse_overrides, read_yaml, to_yaml
+from hfgen.data.config import DataConfig
+from hfgen.errors import HfgenError, one_of
+from hfgen.hub.config import HubConfig
+from hfgen.objectives.base import Objective
+from hfgen.training.config import EMAConfig, LoggingConfig, OptimizerConfig, TrainingConfig
+
+FORMAT_VERSION = 1
+RECIPES = Path(__file__).parent / "recipes"
+
+MODELS: dict[str, str] = {
+    "MLPVAE": "hfgen.models.vae_mlp:MLPVAE",
+    "ConvVAE": "hfgen.models.vae_conv:ConvVAE",
+    "DCGANGenerator": "hfgen.models.gan_dcgan:DCGANGenerator",
+    "DCGANDiscriminator": "hfgen.models.gan_dcgan:DCGANDiscriminator",
+}
+"""Components by class name, beside every model and scheduler class of diffusers."""
+
+PIPELINES: dict[str, str] = {
+    "VAEPipeline": "hfgen.pipelines.vae_pipeline:VAEPipeline",
+    "GANPipeline": "hfgen.pipelines.gan_pipeline:GANPipeline",
+}
+"""Pipelines by class name, beside every pipeline class of diffusers."""
+
+OBJECTIVES: dict[str, str] = {
+    "elbo": "hfgen.objectives.vae:ELBO",
+    "gan": "hfgen.objectives.gan:GAN",
+    "diffusion": "hfgen.objectives.diffusion:Diffusion",
+}
+
+
+def choices() -> Choices:
+    """Tables for every abstract part of a recipe."""
+    from hfgen.likelihoods import LIKELIHOODS, Likelihood
+    from hfgen.objectives.diffusion_times import TIME_SAMPLERS, TimeSampler
+    from hfgen.objectives.diffusion_weightings import WEIGHTINGS, Weighting
+
+    return {
+        Objective: OBJECTIVES,
+        Likelihood: LIKELIHOODS,
+        TimeSampler: TIME_SAMPLERS,
+        Weighting: WEIGHTINGS,
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that a run is made of.
+
+    Attributes:
+        name: also names the run's folder.
+        family: vae, gan or diffusion.
+        description, expect, duration: for ``hfgen recipes``: what it is, what to expect, how long.
+        pipeline: class name of the pipeline that is exported; it takes the roles that its constructor names.
+        model: role -> ``{type: ClassName, argument: value, ...}``, or a path to load the role from.
+        output_dir: default ``runs/<name>``.
+    """
+
+    format_version: int = FORMAT_VERSION
+    name: str
+    family: Literal["vae", "gan", "diffusion"]
+    description: str = ""
+    expect: str = ""
+    duration: str = ""
+    pipeline: str
+    output_dir: str | None = None
+    data: DataConfig = field(default_factory=DataConfig)
+    model: dict[str, Any]
+    objective: Objective
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    hub: HubConfig = field(default_factory=HubConfig)
+
+    def __post_init__(self) -> None:
+        if self.format_version != FORMAT_VERSION:
+            raise ValueError(f"format_version: {self.format_version} is not {FORMAT_VERSION}, the one that this hfgen reads")
+        for role in sorted({role for phase in self.objective.phases for role in phase.trains}):
+            if role not in self.model and "pretrained" not in self.model:
+                raise ValueError(f"model: the objective trains {role!r}, which is not among {', '.join(sorted(self.model))}")
+
+    @property
+    def folder(self) -> Path:
+        """The run's folder."""
+        return Path(self.output_dir or Path("runs") / self.name)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain YAML values."""
+        return encode(self, choices())
+
+    def to_yaml(self) -> str:
+        return to_yaml(self.to_dict())
+
+
+def bundled() -> list[str]:
+    """Names of the recipes that come with the package."""
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def find(name: str) -> Path:
+    """The YAML file that ``name`` means: a bundled recipe, a file, a run's or a pipeline's folder."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise HfgenError(f"recipe: no file {name}")
+        return path
+    if (RECIPES / f"{name}.yaml").is_file():
+        return RECIPES / f"{name}.yaml"
+    if (path / "recipe.yaml").is_file():
+        return path / "recipe.yaml"
+    raise one_of("recipe", name, bundled())
+
+
+def read(name: str) -> dict[str, Any]:
+    """A recipe's values as written; ``base: other-recipe`` is filled in below them."""
+    path = find(name)
+    values = read_yaml(path)
+    base = values.pop("base", None)
+    if base is not None:
+        values = merge(read(str(base)), values)
+    values.setdefault("name", path.stem)
+    return values
+
+
+def load(name: str, overrides: Mapping[str, Any] | list[str] | None = None) -> Recipe:
+    """A recipe by name or path, with overrides (nested values, or command-line words) on top.
+
+    Raises HfgenError, one line, on unknown keys, wrong types and impossible combinations.
+    """
+    over = parse_overrides(overrides) if isinstance(overrides, list) else dict(overrides or {})
+    values = merge(read(name), over)
+    source = name if name in bundled() else str(find(name))
+
+    def origin(path: str) -> str:
+        return "command line" if _has(over, path) else source
+
+    return decode(values, origin)
+
+
+def decode(values: Mapping[str, Any], origin=lambda path: "recipe") -> Recipe:
+    """A ``Recipe`` from nested values."""
+    fields = [f.name for f in dataclasses.fields(Recipe)]
+    for key in values:
+        if key not in fields:
+            raise HfgenError(f"{origin(key)}: {one_of_key(key, key, fields)}")
+    return Decoder(choices(), origin).decode(Recipe, values)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
+    """Dotted keys at which two recipes differ in what they train."""
+    ignored = ("output_dir", "logging", "hub", "description", "expect", "duration")
+    found: list[str] = []
+    for key in sorted({*old, *new}):
+        here = f"{path}.{key}" if path else key
+        a, b = old.get(key), new.get(key)
+        if here in ignored or here in ("training.resume_from_checkpoint", "training.allow_recipe_change"):
+            continue
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            found += differences(a, b, here)
+        elif a != b:
+            found.append(f"{here} ({a!r} -> {b!r})")
+    return found
+
+
+def _has(values: Mapping[str, Any], path: str) -> bool:
+    here: Any = values
+    for key in path.split("."):
+        if not isinstance(here, Mapping) or key not in here:
+            return False
+        here = here[key]
+    return True

@@ -1,0 +1,213 @@
+"""One run, from a recipe to an exported pipeline."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from hfgen import recipe as recipes
+from hfgen.config import nest, read_yaml
+from hfgen.errors import HfgenError
+from hfgen.recipe import Recipe
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished (or interrupted) run on disk.
+
+    Attributes:
+        output_dir: the run's folder.
+        signal: number of the signal that stopped it early, 0 when it finished; ``resume_from_checkpoint="latest"`` goes on.
+    """
+
+    output_dir: Path
+    signal: int = 0
+
+    @property
+    def finished(self) -> bool:
+        """Whether training reached its end."""
+        return self.signal == 0
+
+    @cached_property
+    def pipeline(self) -> Any:
+        """The exported pipeline, loaded from the folder."""
+        from hfgen.hub.load import load
+
+        return load(str(self.output_dir))
+
+
+def train(name: str, *, overwrite: bool = False, **overrides: Any) -> Run:
+    """Train a recipe: ``hfgen.train("mnist-vae", **{"training.max_steps": 500})``.
+
+    Args:
+        name: a bundled recipe, a YAML file, or a run's folder.
+        overwrite: replace a run that is already in the output folder.
+        **overrides: dotted keys, as on the command line.
+    Raises:
+        HfgenError: one line that says what is wrong and what would be valid.
+    """
+    recipe = recipes.load(name, nest(overrides))
+    return train_recipe(recipe, overwrite=overwrite)
+
+
+def train_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
+    """Train a decoded recipe in this process (each process of a launch calls it)."""
+    _check_processes()
+    from accelerate import Accelerator
+    from accelerate.state import AcceleratorState
+
+    from hfgen.training.log import check_trackers
+
+    check_trackers(recipe.logging)
+    accelerator = Accelerator(
+        mixed_precision=recipe.training.mixed_precision,
+        log_with=recipe.logging.trackers or None,
+        project_dir=str(recipe.folder),
+    )
+    try:
+        _check_accelerator(accelerator)
+        if accelerator.is_main_process:
+            _open_folder(recipe, overwrite)
+        accelerator.wait_for_everyone()
+        return _train(recipe, accelerator)
+    finally:
+        accelerator.free_memory()
+        AcceleratorState._reset_state()  # the next run of this process may use another precision
+
+
+def _train(recipe: Recipe, accelerator: Any) -> Run:
+    import torch
+
+    from hfgen.build import build_components, build_pipeline, exported_roles
+    from hfgen.data import BatchStream, load_source
+    from hfgen.samples import save_samples
+    from hfgen.training.checkpoints import Checkpoints
+    from hfgen.training.log import Log
+    from hfgen.training.trainer import Hooks, Trainer
+
+    config = recipe.training
+    checkpoints = Checkpoints(recipe.folder / "checkpoints", config.checkpoints_total_limit)
+    resume = checkpoints.resolve(config.resume_from_checkpoint) if config.resume_from_checkpoint else None
+    if resume is not None:
+        _check_same_recipe(recipe, resume)
+    with accelerator.main_process_first():
+        source = load_source(recipe.data, split="train")
+    torch.manual_seed(config.seed)
+    components = build_components(recipe, source.spec)
+
+    def pipeline(models: Mapping[str, Any]) -> Any:
+        return build_pipeline(recipe, {**components, **models})
+
+    def sample(models: Mapping[str, Any], images_seen: int) -> None:
+        target = recipe.folder / "samples" / f"{images_seen:010d}.png"
+        save_samples(pipeline(models), target, recipe.logging.num_sample_images, seed=config.seed)
+
+    trainer = Trainer(
+        accelerator=accelerator,
+        objective=recipe.objective,
+        models=components,
+        exported=exported_roles(recipe),
+        stream=BatchStream(
+            source,
+            config.total_batch_size,
+            seed=config.seed,
+            random_flip=recipe.data.random_flip,
+            binarize=recipe.data.binarize,
+        ),
+        training=config,
+        optimizer=recipe.optimizer,
+        ema=recipe.ema,
+        log=Log(accelerator, recipe.logging, recipe.folder, recipe.to_dict()),
+        checkpoints=checkpoints,
+        recipe=recipe.to_yaml(),
+        hooks=Hooks(sample=sample),
+    )
+    if resume is not None:
+        trainer.restore(resume)
+    stopped_by = trainer.run()
+    if accelerator.is_main_process:
+        export(pipeline(trainer.averaged), recipe, recipe.folder / "pipeline")
+        _say_end(recipe, stopped_by == 0, checkpoints.latest())
+    accelerator.wait_for_everyone()
+    accelerator.end_training()
+    return Run(recipe.folder, stopped_by)
+
+
+def export(pipeline: Any, recipe: Recipe, folder: Path) -> None:
+    """Write the pipeline with its recipe beside it, aside first, so that a half-written one is never there."""
+    aside = folder.with_name(f".writing-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
+    pipeline.save_pretrained(aside)
+    (aside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(aside, folder)
+
+
+def _say_end(recipe: Recipe, finished: bool, latest: Path | None) -> None:
+    grids = sorted((recipe.folder / "samples").glob("*.png"))
+    if not finished:
+        print(f"stopped; saved {latest}. Go on with: hfgen train {recipe.folder} --resume latest", file=sys.stderr)
+    if grids:
+        print(f"samples:  {grids[-1]}")
+    print(f"pipeline: {recipe.folder / 'pipeline'}")
+
+
+def _check_processes() -> None:
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+        value = os.environ.get(name, "0")
+        if not value.isdigit():
+            raise HfgenError(f"environment: {name} is {value!r}, not a number; unset it or launch with --num-processes")
+
+
+def _check_accelerator(accelerator: Any) -> None:
+    world = int(os.environ.get("WORLD_SIZE", "1"))
+    if world != accelerator.num_processes:
+        raise HfgenError(
+            f"environment: WORLD_SIZE is {world} but Accelerate runs {accelerator.num_processes} process(es); "
+            "launch with hfgen train --num-processes, or unset WORLD_SIZE"
+        )
+    kind = accelerator.distributed_type.value
+    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        raise HfgenError(f"accelerate config: {kind} is not supported (several models are trained at once); use multi-GPU DDP")
+
+
+def _open_folder(recipe: Recipe, overwrite: bool) -> None:
+    folder = recipe.folder
+    resuming = recipe.training.resume_from_checkpoint is not None
+    if folder.exists() and any(folder.iterdir()) and not resuming:
+        if not overwrite:
+            raise HfgenError(f"output_dir: {folder} already holds a run; use --resume latest, --overwrite or --output_dir OTHER")
+        if not (folder / "recipe.yaml").is_file():
+            raise HfgenError(f"output_dir: {folder} is not a run (no recipe.yaml), so --overwrite will not delete it")
+        shutil.rmtree(folder)
+    try:
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+    except OSError as error:
+        raise HfgenError(f"output_dir: {folder} cannot be written: {error.strerror}") from None
+
+
+def _check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
+    from hfgen.training.checkpoints import read_state
+
+    read_state(checkpoint)
+    old = read_yaml(checkpoint / "recipe.yaml")
+    changed = recipes.differences(old, read_plain(recipe))
+    if changed and not recipe.training.allow_recipe_change:
+        raise HfgenError(
+            f"resume_from_checkpoint: the recipe differs from {checkpoint}'s in {', '.join(changed)}; "
+            "change it back, or add --training.allow_recipe_change true"
+        )
+
+
+def read_plain(recipe: Recipe) -> dict[str, Any]:
+    """The recipe as a YAML reader would see it, so that tuples and lists compare equal."""
+    from hfgen.config import parse_yaml
+
+    return parse_yaml(recipe.to_yaml(), "recipe")

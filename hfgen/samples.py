@@ -1,0 +1,107 @@
+"""Pictures of what a pipeline makes."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+
+from hfgen.errors import HfgenError, one_of
+
+
+def draw(pipeline: Any, num_images: int, *, seed: int = 0, batch_size: int = 64, **options: Any) -> list[Image.Image]:
+    """``num_images`` PIL images; image i comes from its own generator (seed, i), so the batch size changes nothing."""
+    images: list[Image.Image] = []
+    pipeline.set_progress_bar_config(disable=True)
+    for first in range(0, num_images, batch_size):
+        numbers = range(first, min(first + batch_size, num_images))
+        generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in numbers]
+        call = {**options, **_labels(pipeline, numbers, options)}
+        if "class_labels" in options:
+            call["class_labels"] = options["class_labels"][first : first + len(numbers)]
+        result = pipeline(batch_size=len(numbers), generator=generators, **call)
+        images += result.images
+    return images
+
+
+def _labels(pipeline: Any, numbers: range, options: dict[str, Any]) -> dict[str, Any]:
+    """One class after the other, for a class-conditional pipeline that was given no labels."""
+    classes = getattr(pipeline, "num_classes", None)
+    if not classes or "class_labels" in options or "class_labels" not in inspect.signature(pipeline.__call__).parameters:
+        return {}
+    return {"class_labels": [number % classes for number in numbers]}
+
+
+def grid(images: list[Image.Image], *, columns: int | None = None, padding: int = 2) -> Image.Image:
+    """One picture of all images, row by row, nearly square unless ``columns`` is given."""
+    if not images:
+        raise HfgenError("grid: no images")
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    width, height = images[0].size
+    white = 255 if images[0].mode == "L" else (255, 255, 255)
+    size = (columns * (width + padding) + padding, rows * (height + padding) + padding)
+    sheet = Image.new(images[0].mode, size, white)
+    for i, image in enumerate(images):
+        x, y = i % columns, i // columns
+        sheet.paste(image, (padding + x * (width + padding), padding + y * (height + padding)))
+    return sheet
+
+
+def save_samples(pipeline: Any, path: Path, num_images: int, *, seed: int = 0, **options: Any) -> Path:
+    """Draw and save a grid; HfgenError where the file cannot be written."""
+    sheet = grid(draw(pipeline, num_images, seed=seed, **options))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sheet.save(path)
+    except (OSError, ValueError) as error:
+        raise HfgenError(f"{path}: picture cannot be written: {error}") from None
+    return path
+
+
+def sample_to_file(
+    model: str,
+    output: str,
+    *,
+    num_images: int,
+    seed: int = 0,
+    batch_size: int = 64,
+    class_labels: list[int] | None = None,
+    scheduler: str | None = None,
+    trust_remote_code: bool = False,
+    **options: Any,
+) -> Path:
+    """Load a model and save a grid of its images; ``options`` that are None are left to the pipeline."""
+    if num_images < 1 or batch_size < 1:
+        raise HfgenError(f"sample: --num-images and --batch-size must be positive, got {num_images} and {batch_size}")
+    from hfgen.hub.load import load
+
+    pipeline = load(model, trust_remote_code=trust_remote_code)
+    given = {name: value for name, value in options.items() if value is not None}
+    accepted = inspect.signature(pipeline.__call__).parameters
+    for name in [*given, *(["class_labels"] if class_labels else [])]:
+        if name not in accepted:
+            raise HfgenError(f"sample: {type(pipeline).__name__} takes no --{name.replace('_', '-')}")
+    if class_labels:
+        given["class_labels"] = [class_labels[i % len(class_labels)] for i in range(num_images)]
+    if scheduler is not None:
+        pipeline.scheduler = swap_scheduler(pipeline, scheduler)
+    try:
+        return save_samples(pipeline, Path(output), num_images, seed=seed, batch_size=batch_size, **given)
+    except ValueError as error:
+        raise HfgenError(f"sample: {error}") from None
+
+
+def swap_scheduler(pipeline: Any, name: str) -> Any:
+    """The diffusers scheduler ``name`` with the settings of the pipeline's own; HfgenError where it does not fit."""
+    current = getattr(pipeline, "scheduler", None)
+    if current is None:
+        raise HfgenError(f"--scheduler: {type(pipeline).__name__} has no scheduler")
+    compatible = {cls.__name__: cls for cls in current.compatibles}
+    if name not in compatible:
+        raise one_of("--scheduler", name, list(compatible))
+    return compatible[name].from_config(current.config)
