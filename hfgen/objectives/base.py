@@ -34,11 +34,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class Clock:
-    """How far training is. Schedules read ``images_seen``, so that they mean the same at any batch size."""
+    """How far training is. Schedules read ``images_seen``, so that they mean the same at any batch size.
+
+    ``total_batch_size`` is the number of images in one step, over all processes and micro-batches (``batch`` of a loss
+    is only a part of it); 0 where nobody said.
+    """
 
     step: int
     images_seen: int
     total_images: int
+    total_batch_size: int = 0
 
     def progress(self) -> float:
         """Share of the run that is over, in [0, 1]."""
