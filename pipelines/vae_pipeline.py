@@ -1,0 +1,156 @@
+"""Images from a variational autoencoder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from torch import Tensor
+
+from ..likelihoods import Likelihood, likelihood_from_config  # pyright: ignore[reportMissingImports]
+from ._common import (
+    Generators,
+    check_batch,
+    check_labels,
+    check_latents,
+    check_output_type,
+    draw_latents,
+    to_tensor,
+)
+from ._latents import LatentsMixin
+from ._self_contained import SelfContainedMixin
+
+
+class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
+    """z ~ prior, image = mean of p(x | z) (Kingma & Welling 2013).
+
+    Args:
+        vae: a model with AutoencoderKL's interface: ``encode(x).latent_dist`` and
+            ``decode(z).sample``, the parameters of the likelihood. AutoencoderKL itself will do.
+        prior: None for the standard normal, or a model with
+            ``sample(batch_size, generator, class_labels, temperature) -> [B, *latent_shape]``.
+        likelihood: what the decoder's output means, e.g. ``{"type": "bernoulli"}``; None for a
+            Gaussian, whose mean is the output itself. Kept in ``model_index.json``.
+    """
+
+    model_cpu_offload_seq = "prior->vae"
+    _optional_components = ["prior"]
+
+    def __init__(
+        self, vae: ModelMixin, prior: ModelMixin | None = None, likelihood: dict | None = None
+    ):
+        super().__init__()
+        self.register_modules(vae=vae, prior=prior)
+        self.register_to_config(likelihood=likelihood or {"type": "gaussian"})
+        likelihood_from_config(self.config["likelihood"])  # an unknown one fails here
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """p(x | decoder output)."""
+        return likelihood_from_config(self.config["likelihood"])
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent."""
+        if not isinstance(self.vae, AutoencoderKL):
+            return self.vae.latent_shape
+        halvings = len(self.vae.config["block_out_channels"]) - 1
+        side = self.vae.config["sample_size"] // 2**halvings
+        return (self.vae.config["latent_channels"], side, side)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Number of classes that the model is conditioned on, if any."""
+        return self.vae.config.get("num_class_embeds")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int = 1,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        class_labels: int | list[int] | Tensor | None = None,
+        temperature: float = 1.0,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Draw images.
+
+        Args:
+            batch_size: number of images; that of ``latents`` where they are given.
+            generator: one for the batch, or a list of one per image.
+            latents: [B, *latent_shape] to decode instead of drawing some.
+            class_labels: one label, or one per image, for a class-conditional model.
+            temperature: factor on the prior's standard deviation; below 1 images are more typical
+                and less varied.
+            output_type: "pil", "np" [B, H, W, C] or "pt" [B, C, H, W] in [0, 1], or "latent".
+            return_dict: an ``ImagePipelineOutput``, or a tuple of one.
+        Raises:
+            ValueError: an argument that does not fit the model or the others.
+        """
+        check_output_type(output_type)
+        if temperature < 0:
+            raise ValueError(f"temperature={temperature}: must not be negative")
+        batch_size = batch_size if latents is None else len(latents)
+        check_batch(batch_size, generator)
+        device = self._execution_device
+        labels = check_labels(class_labels, self.num_classes, batch_size, device)
+        if latents is None:
+            latents = self._draw(batch_size, generator, labels, temperature)
+        check_latents(latents, self.latent_shape)
+        return self._finish(latents, labels, output_type, return_dict)
+
+    @torch.no_grad()
+    def encode(self, images: Any, class_labels: int | list[int] | Tensor | None = None) -> Tensor:
+        """Mean of the posterior, [B, *latent_shape].
+
+        Args:
+            images: PIL images, or an array [B, H, W, C] or a tensor [B, C, H, W] in [0, 1], of the
+                model's size.
+            class_labels: for a class-conditional model.
+        """
+        config, device = self.vae.config, self._execution_device
+        shape = (config["in_channels"], config["sample_size"], config["sample_size"])
+        x = to_tensor(images, shape, device).to(self.vae.dtype)
+        labels = check_labels(class_labels, self.num_classes, len(x), device)
+        latents = self.vae.encode(x, **_only_given(labels)).latent_dist.mode()
+        self.maybe_free_model_hooks()
+        return latents.float()
+
+    def reconstruct(
+        self,
+        images: Any,
+        class_labels: int | list[int] | Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """``images`` through the encoder's mean and the decoder; types as in ``encode``."""
+        latents = self.encode(images, class_labels)
+        return self(
+            latents=latents,
+            class_labels=class_labels,
+            output_type=output_type,
+            return_dict=return_dict,
+        )
+
+    def _draw(
+        self, batch_size: int, generator: Generators, labels: Tensor | None, temperature: float
+    ) -> Tensor:
+        if self.prior is None:
+            noise = draw_latents(batch_size, self.latent_shape, generator, self._execution_device)
+            return temperature * noise
+        if not isinstance(generator, list):
+            return self.prior.sample(batch_size, generator, labels, temperature)
+        rows = labels.split(1) if labels is not None else [None] * batch_size
+        pairs = zip(generator, rows, strict=True)
+        return torch.cat([self.prior.sample(1, own, row, temperature) for own, row in pairs])
+
+    def _decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
+        params = self.vae.decode(latents.to(self.vae.dtype), **_only_given(labels)).sample
+        return self.likelihood.mean(params.float())
+
+
+def _only_given(labels: Tensor | None) -> dict[str, Tensor]:
+    """AutoencoderKL takes no labels at all, so they are passed only where there are some."""
+    return {} if labels is None else {"class_labels": labels}
