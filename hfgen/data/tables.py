@@ -1,0 +1,201 @@
+"""From a location to rows: open it with `datasets`, choose columns and splits, leave images undecoded."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from hfgen.data import bundled
+from hfgen.data.columns import Columns, find_columns
+from hfgen.data.config import DataConfig
+from hfgen.data.locate import Location, near_names
+from hfgen.errors import HfgenError, one_of
+from hfgen.rng import Rng
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+VALIDATION_NAMES = ("validation", "val", "valid", "dev", "test")
+HELD_OUT = 10
+"""One image of so many is held out where a set has no split to validate on."""
+STREAM_HELD_OUT = 1000
+"""Images held out from the beginning of a stream."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of one split with undecoded images, ``{"bytes", "path"}``: a ``Dataset``, or an ``IterableDataset`` of unknown length."""
+
+    rows: Any
+    num_rows: int | None
+    columns: Columns
+    identity: str
+    credit: str | None
+
+
+def open_table(location: Location, config: DataConfig, role: str) -> Table:
+    """The rows for ``role`` (train or validation), as a ``Dataset``.
+
+    Raises:
+        HfgenError: it cannot be opened; unknown split or column; nothing is left to validate on.
+    """
+    splits = _open(location, config, streaming=False)
+    rows = _rows(splits, config, role)
+    identity = location.identity or f"{rows._fingerprint}"
+    if config.max_images is not None and config.max_images < len(rows):
+        rows = rows.select(_sample(len(rows), config.max_images, config.seed, "max_images"))
+    return _table(rows, identity, location, config)
+
+
+def open_stream(location: Location, config: DataConfig, role: str) -> Table:
+    """The rows for ``role`` as an ``IterableDataset``.
+
+    Without a split to validate on, the first ``STREAM_HELD_OUT`` images of the training split are held out.
+    """
+    splits = _open(location, config, streaming=True)
+    training, validation = _split_names(splits, config)
+    rows = splits[training if role == "train" else validation or training]
+    if validation is None:
+        rows = rows.skip(STREAM_HELD_OUT) if role == "train" else rows.take(STREAM_HELD_OUT)
+    if config.max_images is not None:
+        rows = rows.take(config.max_images)
+    return _table(rows, location.identity or _commit(location, config), location, config)
+
+
+def _table(rows: Any, identity: str, location: Location, config: DataConfig) -> Table:
+    from datasets import Dataset, Image
+
+    if rows.features is None:
+        raise HfgenError(f"data.path {config.path!r}: its columns are not known before it is read")
+    columns = find_columns(rows.features, config)
+    rows = rows.select_columns(columns.names()).cast_column(columns.image, Image(decode=False))
+    return Table(
+        rows=rows,
+        num_rows=len(rows) if isinstance(rows, Dataset) else None,
+        columns=columns,
+        identity=identity,
+        credit=_credit(location, rows.info.license),
+    )
+
+
+def _credit(location: Location, licence: str | None) -> str | None:
+    if location.kind == "bundled":
+        return bundled.credit(location.path)
+    where = f"https://huggingface.co/datasets/{location.path}" if location.kind == "hub" else None
+    known = [text for text in (where, f"licence: {licence}" if licence else None) if text]
+    return ", ".join(known) or None
+
+
+def _commit(location: Location, config: DataConfig) -> str:
+    """The commit that ``revision`` stands for on the Hub."""
+    from huggingface_hub import HfApi
+
+    return str(HfApi().dataset_info(location.path, revision=config.revision).sha)
+
+
+def _split_names(splits: dict, config: DataConfig) -> tuple[str, str | None]:
+    """The names of the splits to train and to validate on; None where validation images must be held out."""
+    for field in ("split", "validation_split"):
+        name = getattr(config, field)
+        if name is not None and name not in splits:
+            raise one_of(f"data.{field} of {config.path!r}", name, list(splits))
+    found = (name for name in VALIDATION_NAMES if name in splits and name != config.split)
+    return config.split, config.validation_split or next(found, None)
+
+
+def _rows(splits: dict, config: DataConfig, role: str) -> Dataset:
+    training, validation = _split_names(splits, config)
+    if validation is not None:
+        return splits[training if role == "train" else validation]
+    rows = splits[training]
+    held_out = _sample(len(rows), held_out_count(len(rows)), config.seed, "held out")
+    if role == "train":
+        chosen = set(held_out)
+        return rows.select([i for i in range(len(rows)) if i not in chosen])
+    if not held_out:
+        raise HfgenError(f"data.path: {config.path!r} has one image only, none to validate on")
+    return rows.select(held_out)
+
+
+def held_out_count(size: int) -> int:
+    """A tenth, at least one, but never all."""
+    return min(max(size // HELD_OUT, 1), size - 1)
+
+
+def _sample(size: int, count: int, seed: int, name: str) -> list[int]:
+    key = Rng(seed, name).randint("order", 2**62, (1,))
+    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(int(key)))[:count]
+    return sorted(chosen.tolist())
+
+
+def _open(location: Location, config: DataConfig, *, streaming: bool) -> dict:
+    """All splits by name. Errors of `datasets` become one line."""
+    from datasets import load_dataset, load_from_disk
+    from datasets.exceptions import DatasetsError
+
+    cache = (
+        None if config.cache_dir is None else str(Path(config.cache_dir).expanduser() / "datasets")
+    )
+    options: dict[str, Any] = {"cache_dir": cache, "streaming": streaming}
+    try:
+        with _quiet():
+            if location.kind == "bundled":
+                files = {split: str(file) for split, file in bundled.files(location.path).items()}
+                return load_dataset("parquet", data_files=files, **options)
+            if location.kind == "saved":
+                return _saved(load_from_disk(location.path), streaming)
+            if location.kind == "imagefolder":
+                return load_dataset("imagefolder", data_dir=location.path, **options)
+            if location.kind == "hub":
+                return load_dataset(location.path, config.name, revision=config.revision, **options)
+            if Path(location.path).is_file():
+                return load_dataset(location.kind, data_files=location.path, **options)
+            return load_dataset(location.path, config.name, **options)
+    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+        raise _one_line(location, config, error) from error
+
+
+def _saved(saved: Any, streaming: bool) -> dict:
+    splits = saved if isinstance(saved, dict) else {"train": saved}
+    if streaming:
+        return {name: rows.to_iterable_dataset() for name, rows in splits.items()}
+    return splits
+
+
+def _one_line(location: Location, config: DataConfig, error: Exception) -> HfgenError:
+    cause = error.__cause__ or error
+    why = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+    if location.kind != "hub":
+        return HfgenError(f"data.path: {config.path!r} cannot be opened as {location.kind}: {why}")
+    what = " ".join(
+        f"({label} {value!r})"
+        for label, value in (("name", config.name), ("revision", config.revision))
+        if value
+    )
+    return HfgenError(
+        f"data.path: {config.path!r}{' ' + what if what else ''} is neither here on the disk{near_names(config.path)} "
+        f"nor could it be had from the Hub: {why}; check the spelling and the network, or for a gated set "
+        "accept its terms on its page and run `hf auth login`"
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the bars of `datasets`: hfgen shows its own."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    shown = not are_progress_bars_disabled()
+    disable_progress_bars()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", category=FutureWarning)
+            yield
+    finally:
+        if shown:
+            enable_progress_bars()
