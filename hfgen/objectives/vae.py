@@ -1,10 +1,11 @@
-"""The evidence lower bound, and the pieces that every objective of a VAE shares."""
+"""The evidence lower bound, the plain autoencoder, and what every objective of a VAE shares."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +13,26 @@ from torch import Tensor, nn
 from hfgen.errors import HfgenError
 from hfgen.likelihoods import Bernoulli, Likelihood
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
+from hfgen.objectives.vae_penalties import Code, Penalty
 from hfgen.rng import Rng
+
+Models = Mapping[str, nn.Module]
+
+
+@runtime_checkable
+class Reparameterised(Protocol):
+    """What our posteriors offer beyond the ``mean`` and ``logvar`` of diffusers' own."""
+
+    @property
+    def noise_shape(self) -> torch.Size: ...
+
+    def rsample(self, noise: Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def kl_terms(self) -> Tensor | None: ...
 
 
 def label_arguments(vae: nn.Module, batch: Batch) -> dict[str, Tensor]:
-    """``class_labels`` for a conditional model, nothing for the others (the stock AutoencoderKL
-    takes none).
-    """
+    """``class_labels`` for a conditional model, nothing for others (the stock AutoencoderKL)."""
     config: Any = vae.config
     classes = config.get("num_class_embeds")
     if classes is None:
@@ -31,9 +45,7 @@ def label_arguments(vae: nn.Module, batch: Batch) -> dict[str, Tensor]:
 
 
 def log_likelihood(likelihood: Likelihood, images: Tensor, params: Tensor) -> Tensor:
-    """ln p(x | z) in nats, [B], after checking that the likelihood fits the data and the
-    decoder.
-    """
+    """ln p(x | z) in nats, [B], in the precision of the images, once everything fits."""
     needed = likelihood.channels(images.shape[1])
     if params.shape[1] != needed:
         raise HfgenError(
@@ -46,23 +58,58 @@ def log_likelihood(likelihood: Likelihood, images: Tensor, params: Tensor) -> Te
             f"{type(likelihood).__name__} needs images in [-1, 1], "
             f"got values in [{low:.4g}, {high:.4g}]"
         )
-    return likelihood.log_prob(images, params)
+    return likelihood.log_prob(images, params.to(images.dtype))
 
 
-def kl_terms(posterior: Any) -> Tensor:
-    """KL(q(z|x) || N(0, I)) of a Gaussian posterior per latent dimension in nats, [B, D].
+def draw(posterior: Any, rng: Rng, samples: int | None = None) -> tuple[Tensor, Tensor]:
+    """Latents from q(z|x) and ln q(z|x): [B, *latent] and [B], or [K, B, *latent] and [K, B]."""
+    ours = isinstance(posterior, Reparameterised)
+    shape = posterior.noise_shape if ours else posterior.mean.shape
+    if samples is None:
+        noise = rng.randn("eps", shape)
+    else:  # drawn with the batch first, as every draw that a split must not change
+        noise = rng.randn("eps", (shape[0], samples, *shape[1:])).movedim(1, 0)
+    if ours:
+        return posterior.rsample(noise)
+    z = posterior.mean + posterior.std * noise
+    nats = -0.5 * (noise.square() + posterior.logvar + math.log(2 * math.pi))
+    return z, nats.sum(tuple(range(1 - len(shape), 0)))
 
-    Kingma & Welling 2013, appendix B. Needs ``mean`` and ``logvar`` only, which diffusers'
-    posterior has as well.
+
+def gaussian_kl_terms(posterior: Any) -> Tensor | None:
+    """KL(q(z|x) || N(0, I)) per latent dimension in nats, [B, D]; None without a closed form.
+
+    Kingma & Welling 2013, appendix B.
     """
+    if isinstance(posterior, Reparameterised):
+        return posterior.kl_terms()
     mean, logvar = posterior.mean.flatten(1), posterior.logvar.flatten(1)
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
 
 
+def log_prior(models: Models, z: Tensor) -> Tensor:
+    """ln p(z) in nats over the dimensions after the batch: of role ``prior``, else of N(0, I)."""
+    if "prior" in models:
+        prior: Any = models["prior"]
+        return prior.log_prob(z)
+    return (-0.5 * (z.square() + math.log(2 * math.pi))).flatten(1).sum(1)
+
+
+def rate_terms(models: Models, posterior: Any, z: Tensor, log_q: Tensor) -> Tensor:
+    """KL(q(z|x) || p(z)) in nats: [B, D] in closed form, else ln q(z|x) - ln p(z) as [B, 1]."""
+    terms = None if "prior" in models else gaussian_kl_terms(posterior)
+    return (log_q - log_prior(models, z)).unsqueeze(1) if terms is None else terms
+
+
+def tie_prior(models: Models) -> None:
+    """Let a prior that lives on the encoder (VampPrior) see the encoder of this step."""
+    if "prior" in models:
+        prior: Any = models["prior"]
+        prior.tie(models["vae"])
+
+
 def active_units(mean: Tensor) -> Tensor:
-    """How many latent dimensions the batch uses: Var_x E[z|x] > 0.01 (Burda et al. 2016, section
-    2.3).
-    """
+    """How many latent dimensions the batch uses: Var_x E[z|x] > 0.01 (Burda et al. 2016, 2.3)."""
     mean = mean.detach().float().flatten(1)
     return (mean.var(0, correction=0) > 0.01).sum()
 
@@ -75,49 +122,126 @@ def require(name: str, value: float, least: float) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class ELBO(Objective):
-    """-E_q[ln p(x|z)] + beta KL(q(z|x) || p(z)) (Kingma & Welling 2013, eq. 7; Higgins et al. 2017
-    for beta).
+    """-E_q[ln p(x|z)] + beta KL(q(z|x) || p(z)) (Kingma & Welling 2013, eq. 7).
 
-    Role ``vae``: anything with AutoencoderKL's interface and a Gaussian posterior, flat or
-    image-shaped.
+    Roles: ``vae``, anything with AutoencoderKL's interface, with a flat or image-shaped latent;
+    ``prior`` where the recipe has one, else the standard normal. Much of the literature is this
+    objective with a weight, a schedule or a penalty:
+
+    - beta-VAE (Higgins et al. 2017): ``beta``;
+    - KL warm-up (Bowman et al. 2016): ``kl_warmup_images``; cyclical (Fu et al. 2019):
+    ``kl_cycles``;
+    - capacity (Burgess et al. 2018, eq. 8): beta |KL - C|, C rising to ``capacity`` nats;
+    - free bits (Kingma et al. 2016, eq. 15): ``free_bits``;
+    - beta-TCVAE, DIP-VAE, InfoVAE: ``penalty``.
 
     Args:
         likelihood: p(x | decoder output).
         beta: weight of the KL.
-        kl_warmup_images: the weight rises linearly from 0 to ``beta`` over this many images (Bowman
-            et al. 2016).
-        free_bits: nats that each latent dimension may use at no cost, per image (Kingma et al.
-            2016, eq. 15, which averages over the batch first; per image, a split of the batch
-            changes nothing).
+        kl_warmup_images: the weight rises linearly from 0 to ``beta`` over this many images.
+        kl_cycles: that many times in the run, the weight rises to ``beta`` over half a cycle.
+        capacity: nats that the KL is pulled to; 0 for none. The KL is averaged over the rows at
+            hand before the absolute value, as in the paper.
+        capacity_images: the capacity rises linearly from 0 over this many images.
+        free_bits: nats that each latent dimension may use at no cost, per image (the paper averages
+            over the batch first; per image, splitting a batch changes nothing).
+        penalty: a further term on the latents.
+        learn_prior: train the role ``prior`` as well.
     """
 
     likelihood: Likelihood = field(default_factory=Bernoulli)
     beta: float = 1.0
     kl_warmup_images: int = 0
+    kl_cycles: int = 0
+    capacity: float = 0.0
+    capacity_images: int = 0
     free_bits: float = 0.0
+    penalty: Penalty | None = None
+    learn_prior: bool = False
 
     def __post_init__(self) -> None:
-        require("beta", self.beta, 0)
-        require("kl_warmup_images", self.kl_warmup_images, 0)
-        require("free_bits", self.free_bits, 0)
+        for name in ("beta", "kl_warmup_images", "kl_cycles", "capacity", "free_bits"):
+            require(name, getattr(self, name), 0)
+        require("capacity_images", self.capacity_images, 0)
+        if self.kl_cycles and self.kl_warmup_images:
+            raise HfgenError("objective: kl_cycles and kl_warmup_images exclude each other")
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(name="vae", trains=("vae", "prior") if self.learn_prior else ("vae",)),)
+
+    def kl_weight(self, clock: Clock) -> float:
+        """The weight of the KL now."""
+        if self.kl_cycles:
+            position = clock.progress() * self.kl_cycles % 1
+            return self.beta * min(2 * position, 1.0)
+        return self.beta * clock.ramp(self.kl_warmup_images)
+
+    def loss(
+        self, phase: str, models: Models, batch: Batch, rng: Rng, clock: Clock
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        vae: Any = models["vae"]
+        images, labels = batch["images"], label_arguments(vae, batch)
+        tie_prior(models)
+        posterior = vae.encode(images, **labels).latent_dist
+        z, log_q = draw(posterior, rng)
+        params = vae.decode(z, **labels).sample
+        reconstruction = -log_likelihood(self.likelihood, images, params)
+        terms = rate_terms(models, posterior, z, log_q)
+        rate = terms.clamp(min=self.free_bits).sum(1) if self.free_bits else terms.sum(1)
+        if self.capacity:
+            rate = (rate.mean() - self.capacity * clock.ramp(self.capacity_images)).abs()
+        loss = reconstruction.mean() + self.kl_weight(clock) * rate.mean()
+        kl = terms.sum(1)
+        logs = {"reconstruction": reconstruction, "kl": kl, "elbo": -(reconstruction + kl)}
+        if self.penalty is not None:
+            code = Code(images, posterior, z, params, lambda z: vae.decode(z, **labels).sample)
+            penalty = self.penalty(code, rng.fork("penalty"))
+            loss = loss + penalty
+            logs["penalty"] = penalty
+        logs["active_units"] = active_units(posterior.mode())
+        return loss, detach({"loss": loss, **logs})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Autoencoder(Objective):
+    """-ln p(x | z = mode of q(z|x)), without noise, plus a penalty: AE, WAE and RAE.
+
+    WAE-MMD (Tolstikhin et al. 2018) is ``penalty: mmd``; RAE-L2 and RAE-GP (Ghosh et al. 2020) are
+    ``penalty: rae`` (RAE-L2 with the optimizer's weight decay). Such a model has no prior until
+    one is fitted to its latents.
+
+    Args:
+        likelihood: p(x | decoder output).
+        penalty: a term on the latents.
+    """
+
+    likelihood: Likelihood = field(default_factory=Bernoulli)
+    penalty: Penalty | None = None
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(name="vae", trains=("vae",)),)
 
     def loss(
-        self, phase: str, models: Mapping[str, nn.Module], batch: Batch, rng: Rng, clock: Clock
+        self, phase: str, models: Models, batch: Batch, rng: Rng, clock: Clock
     ) -> tuple[Tensor, dict[str, Tensor]]:
         vae: Any = models["vae"]
         images, labels = batch["images"], label_arguments(vae, batch)
         posterior = vae.encode(images, **labels).latent_dist
-        eps = rng.randn("eps", posterior.mean.shape).to(posterior.mean.dtype)
-        params = vae.decode(posterior.mean + posterior.std * eps, **labels).sample
-        reconstruction = -log_likelihood(self.likelihood, images, params)
-        terms = kl_terms(posterior)
-        weight = self.beta * clock.ramp(self.kl_warmup_images)
-        loss = (reconstruction + weight * terms.clamp(min=self.free_bits).sum(1)).mean()
-        kl = terms.sum(1)
-        logs = {"loss": loss, "reconstruction": reconstruction, "kl": kl}
-        logs |= {"elbo": -(reconstruction + kl), "active_units": active_units(posterior.mean)}
-        return loss, detach(logs)
+        z = posterior.mode()
+        params = vae.decode(z, **labels).sample
+        reconstruction = -log_likelihood(self.likelihood, images, params).mean()
+        loss = reconstruction + 0 * _unused(posterior)
+        logs = {"reconstruction": reconstruction, "active_units": active_units(z)}
+        if self.penalty is not None:
+            code = Code(images, posterior, z, params, lambda z: vae.decode(z, **labels).sample)
+            penalty = self.penalty(code, rng.fork("penalty"))
+            loss = loss + penalty
+            logs["penalty"] = penalty
+        return loss, detach({"loss": loss, **logs})
+
+
+def _unused(posterior: Any) -> Tensor:
+    """The posterior's spread has no part in the loss; DDP wants every parameter in the graph."""
+    return posterior.logvar.sum()

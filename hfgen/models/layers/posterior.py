@@ -15,20 +15,20 @@ from torch import Tensor
 
 
 class Posterior(ABC):
-    """A distribution of latents that is reparameterised: noise in, latent out, gradients through.
-
-    Attributes:
-        mean: [B, *latent], the Gaussian's mean (of the base Gaussian where a flow follows).
-        std: [B, *latent], its standard deviation.
+    """A distribution of latents that is reparameterised: noise in, latent out, gradients
+    through.
     """
 
-    mean: Tensor
-    std: Tensor
+    @property
+    @abstractmethod
+    def noise_shape(self) -> torch.Size:
+        """Shape of the standard normal numbers that ``rsample`` takes; the batch comes first."""
 
     @abstractmethod
     def rsample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Standard normal ``noise`` [B, *latent] -> latent [B, *latent] and its log-density [B] in
-        nats.
+        """Noise [..., *noise_shape] -> latents [..., B, *latent] and ln q(z|x) [..., B] in nats.
+
+        Leading dimensions are further samples of the same posteriors.
         """
 
     @abstractmethod
@@ -36,17 +36,24 @@ class Posterior(ABC):
         """The deterministic code [B, *latent], used to reconstruct."""
 
     @abstractmethod
-    def log_prob(self, z: Tensor) -> Tensor:
-        """ln q(z | x) in nats, [B]."""
+    def kl_terms(self) -> Tensor | None:
+        """KL to the standard prior in nats by latent dimension, [B, D]; None without a closed
+        form.
+        """
 
-    @abstractmethod
     def kl(self) -> Tensor:
-        """KL(q(z | x) || p(z)) to the standard prior in nats, [B]."""
+        """KL(q(z|x) || p(z)) to the standard prior in nats, [B]; ValueError without a closed
+        form.
+        """
+        terms = self.kl_terms()
+        if terms is None:
+            raise ValueError(f"{type(self).__name__} has no closed KL: average ln q(z|x) - ln p(z)")
+        return terms.sum(1)
 
     def sample(self, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
         """One latent per image, [B, *latent]."""
-        mean = self.mean
-        noise = randn_tensor(mean.shape, generator, device=mean.device, dtype=mean.dtype)
+        mode = self.mode()
+        noise = randn_tensor(self.noise_shape, generator, device=mode.device, dtype=mode.dtype)
         return self.rsample(noise)[0]
 
 
@@ -63,21 +70,32 @@ class DiagonalGaussian(Posterior):
         self.logvar = logvar.clamp(-30.0, 20.0)
         self.std = torch.exp(0.5 * self.logvar)
 
+    @property
+    def noise_shape(self) -> torch.Size:
+        return self.mean.shape
+
     def rsample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        log_density = -0.5 * (noise.square() + self.logvar + math.log(2 * math.pi))
-        return self.mean + self.std * noise, log_density.flatten(1).sum(1)
+        return self.mean + self.std * noise, self._log_density(noise)
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """ln q(z|x) in nats of latents [..., B, *latent], [..., B]."""
+        return self._log_density((z - self.mean) / self.std)
+
+    def _log_density(self, scaled: Tensor) -> Tensor:
+        nats = -0.5 * (scaled.square() + self.logvar + math.log(2 * math.pi))
+        return nats.sum(tuple(range(1 - self.mean.dim(), 0)))
 
     def mode(self) -> Tensor:
         return self.mean
 
-    def log_prob(self, z: Tensor) -> Tensor:
-        scaled = (z - self.mean) / self.std
-        return (-0.5 * (scaled.square() + self.logvar + math.log(2 * math.pi))).flatten(1).sum(1)
-
-    def kl(self) -> Tensor:
+    def kl_terms(self) -> Tensor:
         # Kingma & Welling 2013, appendix B: -KL = 1/2 sum (1 + log s^2 - mu^2 - s^2)
-        terms = self.mean.square() + self.logvar.exp() - 1 - self.logvar
-        return 0.5 * terms.flatten(1).sum(1)
+        terms = 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar)
+        return terms.flatten(1)
+
+    def detach(self) -> DiagonalGaussian:
+        """The same distribution, cut from the encoder."""
+        return DiagonalGaussian(self.mean.detach(), self.logvar.detach())
 
 
 @dataclass
