@@ -38,6 +38,13 @@ PIPELINES: dict[str, str] = {
 
 OBJECTIVES: dict[str, str] = {
     "elbo": "hfgen.objectives.vae:ELBO",
+    "autoencoder": "hfgen.objectives.vae:Autoencoder",
+    "iwae": "hfgen.objectives.vae_bounds:IWAE",
+    "miwae": "hfgen.objectives.vae_bounds:MIWAE",
+    "piwae": "hfgen.objectives.vae_bounds:PIWAE",
+    "ciwae": "hfgen.objectives.vae_bounds:CIWAE",
+    "dreg": "hfgen.objectives.vae_bounds:DReG",
+    "stl": "hfgen.objectives.vae_bounds:StickingTheLanding",
     "gan": "hfgen.objectives.gan:GAN",
     "diffusion": "hfgen.objectives.diffusion:Diffusion",
 }
@@ -48,12 +55,14 @@ def choices() -> Choices:
     from hfgen.likelihoods import LIKELIHOODS, Likelihood
     from hfgen.objectives.diffusion_times import TIME_SAMPLERS, TimeSampler
     from hfgen.objectives.diffusion_weightings import WEIGHTINGS, Weighting
+    from hfgen.objectives.vae_penalties import PENALTIES, Penalty
 
     return {
         Objective: OBJECTIVES,
         Likelihood: LIKELIHOODS,
         TimeSampler: TIME_SAMPLERS,
         Weighting: WEIGHTINGS,
+        Penalty: PENALTIES,
     }
 
 
