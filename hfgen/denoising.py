@@ -47,9 +47,22 @@ class Path(ABC):
     def at_ratio(self, ratio: Tensor) -> Tensor:
         """The time at which sigma / alpha is ``ratio`` (> 0): the inverse of ``alpha_sigma``."""
 
+    @property
+    @abstractmethod
+    def ratios(self) -> tuple[float, float]:
+        """Lowest and highest sigma / alpha at which a network trained on this path is called."""
+
+    def snap(self, t: Tensor) -> Tensor:
+        """The nearest time that is trained on: every one, except for chains of steps."""
+        return t
+
     def model_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """What the network is called with: the scaled image, and the time in its own unit."""
         return x_t, t
+
+    def from_model_time(self, time: Tensor) -> Tensor:
+        """The time of the path from the network's, i.e. from a scheduler's ``timesteps``."""
+        return time
 
     def add_noise(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """x_t of images ``x`` [B, ...] at times ``t`` [B]."""
@@ -68,19 +81,42 @@ class DiscretePath(Path):
     alphas_cumprod: Tensor
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        alpha_bar = self.alphas_cumprod.to(t.device)[t]
-        return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        """At whole steps the table's values; in between, log(sigma / alpha) is interpolated."""
+        if not t.is_floating_point():
+            alpha_bar = self.alphas_cumprod.to(t.device)[t]
+            return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
+        table = self._log_ratios(t)
+        low = t.long().clamp(0, len(table) - 2)
+        ratio = torch.lerp(table[low], table[low + 1], t - low).exp()
+        alpha = (1 + ratio**2).rsqrt()
+        return alpha, ratio * alpha
 
     def at(self, u: Tensor) -> Tensor:
         steps = len(self.alphas_cumprod)
         return (u * steps).long().clamp(max=steps - 1)
 
     def at_ratio(self, ratio: Tensor) -> Tensor:
-        """The nearest step in log(sigma / alpha)."""
-        alpha_bar = self.alphas_cumprod.to(ratio)
-        table = 0.5 * (torch.log1p(-alpha_bar) - torch.log(alpha_bar))
-        middle = (table[1:] + table[:-1]) / 2
-        return torch.bucketize(ratio.log(), middle)
+        table = self._log_ratios(ratio)
+        log_ratio = ratio.log().clamp(table[0], table[-1])
+        low = torch.searchsorted(table, log_ratio, right=True).clamp(1, len(table) - 1) - 1
+        gap = (table[low + 1] - table[low]).clamp(min=1e-9)  # equal where SNR is taken for 0
+        return low + (log_ratio - table[low]) / gap
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        table = self._log_ratios(torch.zeros(1)).exp()
+        return table[0].item(), table[-1].item()
+
+    def snap(self, t: Tensor) -> Tensor:
+        return t.round().long()
+
+    def from_model_time(self, time: Tensor) -> Tensor:
+        return self.snap(time.float())
+
+    def _log_ratios(self, like: Tensor) -> Tensor:
+        # A zero terminal SNR has no logarithm: the last ratio is then e^8, sigma^2 = 1 - 1e-7.
+        alpha_bar = self.alphas_cumprod.to(like).clamp(min=math.exp(-16))
+        return 0.5 * (torch.log1p(-alpha_bar) - torch.log(alpha_bar))
 
 
 @dataclass(frozen=True)
@@ -102,8 +138,15 @@ class LinearPath(Path):
     def at_ratio(self, ratio: Tensor) -> Tensor:
         return ratio / (1 + ratio)
 
+    @property
+    def ratios(self) -> tuple[float, float]:
+        return 1e-3, 1e4
+
     def model_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         return x_t, t * self.time_scale
+
+    def from_model_time(self, time: Tensor) -> Tensor:
+        return time / self.time_scale
 
 
 @dataclass(frozen=True)
@@ -118,6 +161,10 @@ class TrigPath(Path):
 
     def at_ratio(self, ratio: Tensor) -> Tensor:
         return ratio.atan()
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        return 1e-3, 1e4
 
 
 @dataclass(frozen=True)
@@ -138,6 +185,10 @@ class VEPath(Path):
     def at_ratio(self, ratio: Tensor) -> Tensor:
         return ratio
 
+    @property
+    def ratios(self) -> tuple[float, float]:
+        return self.sigma_min, self.sigma_max
+
 
 @dataclass(frozen=True)
 class EDMPath(VEPath):
@@ -155,6 +206,9 @@ class EDMPath(VEPath):
     def model_input(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         c_in = (t**2 + self.sigma_data**2).rsqrt()
         return like_image(c_in, x_t) * x_t, 0.25 * self.noise_scale * t.log()
+
+    def from_model_time(self, time: Tensor) -> Tensor:
+        return torch.exp(4 * time / self.noise_scale)
 
 
 PATHS: dict[str, type[Path]] = {

@@ -45,7 +45,8 @@ class LogNormalTime(TimeSampler):
             raise ValueError(f"std of the log-normal time must be positive, got {self.std}")
 
     def sample(self, rng: Rng, batch: int, path: Path) -> Tensor:
-        return path.at_ratio(torch.exp(self.mean + self.std * rng.randn("t", (batch,))))
+        ratio = torch.exp(self.mean + self.std * rng.randn("t", (batch,)))
+        return path.snap(path.at_ratio(ratio))
 
 
 @dataclass(frozen=True, kw_only=True)

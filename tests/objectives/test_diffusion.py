@@ -12,6 +12,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
 )
+from diffusion_analytic import Config, Optimal
 from scipy import stats
 from torch import nn
 
@@ -46,34 +47,6 @@ SCHEDULERS = {
     "flow": FlowMatchEulerDiscreteScheduler(),
     "edm": EDMEulerScheduler(),
 }
-
-
-class Config(dict):
-    __getattr__ = dict.__getitem__
-
-
-class Optimal(nn.Module):
-    """The best denoiser of N(0, s^2 I): E[x | x_t] = alpha s^2 x_t / (alpha^2 s^2 + sigma^2)."""
-
-    config = Config()
-
-    def __init__(self, scheduler, std: float):
-        super().__init__()
-        self.param, self.std = parameterisation(scheduler), std
-
-    def forward(self, sample, time):
-        """The output for the inputs of ``path.model_input``; both are undone first."""
-        path = self.param.path
-        t = time
-        if isinstance(path, LinearPath):
-            t = time / path.time_scale
-        if isinstance(path, EDMPath):
-            t = (4 * time).exp()
-            sample = sample * (t**2 + path.sigma_data**2).sqrt().reshape(-1, 1, 1, 1)
-        alpha, sigma = (v.reshape(-1, 1, 1, 1) for v in path.alpha_sigma(t))
-        image = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2) * sample
-        noise = (sample - alpha * image) / sigma
-        return SimpleNamespace(sample=self.param.prediction.target(image, noise, alpha, sigma))
 
 
 def loss_floor(scheduler, std: float, t: torch.Tensor) -> torch.Tensor:

@@ -60,8 +60,18 @@ def test_at_ratio_inverts_alpha_sigma_and_noise_grows(name):
     path = EXAMPLES[name]
     t = path.at(SHARES)
     alpha, sigma = path.alpha_sigma(t)
-    torch.testing.assert_close(path.at_ratio(sigma / alpha), t)
+    torch.testing.assert_close(path.at_ratio(sigma / alpha), t.double(), rtol=1e-6, atol=1e-6)
     assert ((sigma / alpha).diff() > 0).all()
+
+
+def test_the_chain_is_continuous_between_its_steps():
+    path = EXAMPLES["discrete"]
+    steps = torch.arange(1000)
+    whole, between = path.alpha_sigma(steps), path.alpha_sigma(steps.double())
+    torch.testing.assert_close(whole, between)
+    ratio = torch.logspace(-1.9, 2, 50, dtype=torch.float64)
+    alpha, sigma = path.alpha_sigma(path.at_ratio(ratio))
+    torch.testing.assert_close(sigma / alpha, ratio)
 
 
 @pytest.mark.parametrize("name", ["discrete", "trig"])
