@@ -1,0 +1,138 @@
+"""Frechet distance between Gaussians fitted to two sets of features (Heusel et al. 2017, eq. 6).
+
+    F = |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)
+
+With any factors S_1 = A'A and S_2 = B'B the last trace is the nuclear norm of A B': nothing larger than the smaller of
+(N, D) is decomposed, and no square root of a non-symmetric matrix is taken.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from hfgen.errors import HfgenError
+from hfgen.evaluation.metrics.arrays import Array, Estimate, as_double
+from hfgen.evaluation.moments import Moments
+
+
+def frechet_distance(a: Array | Moments, b: Array | Moments) -> float:
+    """Frechet distance of two sets of features, or of their moments; covariances with ddof 1.
+
+    Args:
+        a, b: features [N, D] and [M, D], or ``Moments``. With features and N <= D the distance costs O(N^2 D) and is exact.
+    Raises:
+        HfgenError: fewer than 2 samples, different D, NaN.
+    """
+    x, y = _Gaussian.of(a, "first set"), _Gaussian.of(b, "second set")
+    _check_width(x, y)
+    shift = x.mean - y.mean
+    return float(shift @ shift + x.trace + y.trace - 2 * _trace_sqrt(x, y))
+
+
+def frechet_distance_with_error(a: Array, b: Array, *, fixed: bool = False) -> Estimate:
+    """Frechet distance and its standard error by the influence function (delta method).
+
+    The influence of a sample x of the first set, with T the optimal transport map between the fitted Gaussians, is
+    2 (mu_1 - mu_2)'(x - mu_1) + (x - mu_1)'(I - T)(x - mu_1) up to a constant, since the derivative of tr (S_1 S_2)^(1/2)
+    by S_1 is T / 2; for the second set T becomes its inverse. No resampling: a percentile bootstrap of this distance is
+    biased, as resampling shrinks covariances.
+
+    Args:
+        a, b: features [N, D] and [M, D].
+        fixed: whether ``b`` is the reference itself rather than a sample (its share of the variance is left out).
+    """
+    value = frechet_distance(a, b)
+    x, y = as_double(a, "first set"), as_double(b, "second set")
+    shift = x.mean(0) - y.mean(0)
+    x, y = x - x.mean(0), y - y.mean(0)
+    forward, backward = _transport_energies(x, y)
+    variance = np.var(2 * x @ shift + np.square(x).sum(1) - forward, ddof=1) / len(x)
+    if not fixed:
+        variance += np.var(-2 * y @ shift + np.square(y).sum(1) - backward, ddof=1) / len(y)
+    return Estimate(value, math.sqrt(variance))
+
+
+class _Gaussian:
+    """Mean, trace of the covariance, and a factor F with F'F = covariance, made when needed."""
+
+    def __init__(self, mean: np.ndarray, *, rows: np.ndarray | None, covariance: np.ndarray | None):
+        self.mean, self.rows, self._covariance = mean, rows, covariance
+        if covariance is not None:
+            self.trace = float(np.trace(covariance))
+        else:
+            assert rows is not None
+            self.trace = float(np.vdot(rows, rows))
+
+    @classmethod
+    def of(cls, source: Array | Moments, name: str) -> _Gaussian:
+        if isinstance(source, Moments):
+            return cls(source.mean, rows=None, covariance=source.covariance)
+        x = as_double(source, name)
+        if len(x) > x.shape[1]:
+            moments = Moments.of(x)
+            return cls(moments.mean, rows=None, covariance=moments.covariance)
+        mean = x.mean(0)
+        return cls(mean, rows=(x - mean) / math.sqrt(len(x) - 1), covariance=None)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        if self._covariance is None:
+            assert self.rows is not None
+            self._covariance = self.rows.T @ self.rows
+        return self._covariance
+
+
+def _check_width(x: _Gaussian, y: _Gaussian) -> None:
+    if x.mean.shape != y.mean.shape:
+        raise HfgenError(
+            f"first set has {x.mean.size} features per sample, second set {y.mean.size}"
+        )
+
+
+def _trace_sqrt(x: _Gaussian, y: _Gaussian) -> float:
+    """tr (S_1 S_2)^(1/2)."""
+    if x.rows is not None and y.rows is not None:
+        return float(np.linalg.svd(x.rows @ y.rows.T, compute_uv=False).sum())
+    if y.rows is not None:
+        x, y = y, x
+    factor = x.rows if x.rows is not None else _factor(x.covariance)
+    values = np.linalg.eigvalsh(factor @ y.covariance @ factor.T)
+    return float(np.sqrt(values.clip(min=0)).sum())
+
+
+def _factor(covariance: np.ndarray) -> np.ndarray:
+    """F with F'F = covariance: Cholesky, or eigenvectors where the covariance is singular."""
+    try:
+        return np.linalg.cholesky(covariance).T
+    except np.linalg.LinAlgError:
+        values, vectors = np.linalg.eigh(covariance)
+        return np.sqrt(values.clip(min=0))[:, None] * vectors.T
+
+
+def _transport_energies(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """x'Tx and y'T^{-1}y for each centred row, T the transport map from the Gaussian of x to that of y.
+
+    With x / sqrt(n - 1) = Q A, A'A = S_1, and C = A y' / sqrt(m - 1) = U S V', the map is T = A^+ U S U' A^+'; hence
+    x'Tx / (n - 1) are the squares of Q U weighted by S, and y'T^{-1}y / (m - 1) those of C'U divided by S.
+    """
+    coordinates, factor = _coordinates(x)
+    cross = factor @ y.T / math.sqrt(len(y) - 1)
+    squared, u = np.linalg.eigh(cross @ cross.T)
+    keep = squared > squared[-1] * 1e-13
+    singular, u = np.sqrt(squared[keep]), u[:, keep]
+    forward = (len(x) - 1) * np.square(coordinates @ u) @ singular
+    backward = (len(y) - 1) * np.square(cross.T @ u) @ (1 / singular)
+    return forward, backward
+
+
+def _coordinates(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Q [N, R] and A [R, D] with x / sqrt(N - 1) = Q A and A'A the covariance."""
+    rows = x / math.sqrt(len(x) - 1)
+    if len(x) <= x.shape[1]:
+        return np.eye(len(x)), rows
+    values, vectors = np.linalg.eigh(rows.T @ rows)
+    keep = values > values[-1] * 1e-13
+    deviations, vectors = np.sqrt(values[keep]), vectors[:, keep]
+    return rows @ (vectors / deviations), deviations[:, None] * vectors.T

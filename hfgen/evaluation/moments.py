@@ -1,0 +1,52 @@
+"""Count, mean and scatter of features: float64, mergeable, the same for any split into batches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from hfgen.errors import HfgenError
+from hfgen.evaluation.metrics.arrays import Array, as_double
+
+
+@dataclass(frozen=True)
+class Moments:
+    """First and second moments of ``count`` feature vectors.
+
+    Attributes:
+        count: N.
+        mean: [D] float64.
+        scatter: sum of outer products of the centred vectors, [D, D] float64.
+    """
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+    @classmethod
+    def of(cls, features: Array) -> Moments:
+        """Moments of features [N, D], N >= 1."""
+        x = as_double(features, "features", at_least=1)
+        mean = x.mean(axis=0)
+        x = x - mean
+        return cls(len(x), mean, np.dot(x.T, x))  # BLAS syrk: half of a general product
+
+    def merge(self, other: Moments) -> Moments:
+        """Moments of the union (Chan, Golub & LeVeque 1979, equations 2.1)."""
+        if self.mean.shape != other.mean.shape:
+            raise HfgenError(
+                f"moments of {self.mean.size} and {other.mean.size} features cannot be merged"
+            )
+        count = self.count + other.count
+        shift = other.mean - self.mean
+        mean = self.mean + shift * (other.count / count)
+        between = np.outer(shift, shift) * (self.count * other.count / count)
+        return Moments(count, mean, self.scatter + other.scatter + between)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """Unbiased covariance [D, D] (ddof 1); HfgenError for fewer than 2 samples."""
+        if self.count < 2:
+            raise HfgenError(f"covariance of {self.count} sample; at least 2 are needed")
+        return self.scatter / (self.count - 1)
