@@ -11,7 +11,7 @@ class StopFlag:
     """Context manager: while it is open, SIGTERM and SIGINT are remembered instead of killing the process."""
 
     def __init__(self) -> None:
-        self.requested = False
+        self.number = 0
         self._old: dict[int, object] = {}
 
     def __enter__(self) -> StopFlag:
@@ -25,4 +25,4 @@ class StopFlag:
             signal.signal(number, handler)  # type: ignore[arg-type]
 
     def _remember(self, number: int, frame: FrameType | None) -> None:
-        self.requested = True
+        self.number = number

@@ -118,8 +118,8 @@ class Trainer:
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
-    def run(self) -> bool:
-        """Train to the end; False when a signal stopped it (after a checkpoint)."""
+    def run(self) -> int:
+        """Train to the end: 0; or to a signal: its number, after a checkpoint."""
         progress = Progress(self._config.steps, self.now.step, show=self._accelerator.is_main_process)
         self._speed = _Speed()
         try:
@@ -130,18 +130,19 @@ class Trainer:
                     if self.now.step % self._log.every == 0 or self.now.step == self._config.steps:
                         progress.report(self.now.step, self._write_log())
                     finished = self.now.step == self._config.steps
-                    stopped = self._any(stop.requested)
-                    self._periodic(finished=finished, stopped=stopped)
+                    stopped = self._largest(stop.number)
+                    self._periodic(finished=finished, stopped=stopped > 0)
                     if stopped and not finished:
-                        return False
+                        return stopped
         finally:
             progress.close()
-        return True
+        return 0
 
     def train_step(self) -> dict[str, Tensor]:
         """One training step: each due phase on its own batch, then schedules, counters, averages."""
         torch.manual_seed(seed_from(self._config.seed, self.now.step, self._accelerator.process_index))
-        clock = Clock(self.now.step, self.now.images_seen, self._config.steps * self._config.total_batch_size)
+        size = self._config.total_batch_size
+        clock = Clock(self.now.step, self.now.images_seen, self._config.steps * size, size)
         terms: dict[str, Tensor] = {}
         for phase in self._phases:
             if self.now.step % phase.every == 0:
@@ -327,14 +328,15 @@ class Trainer:
             action()
         self._accelerator.wait_for_everyone()
 
-    def _any(self, flag: bool) -> bool:
+    def _largest(self, number: int) -> int:
+        """The largest number over the processes, so that they agree on what to do."""
         if self._accelerator.num_processes == 1:
-            return flag
-        total = self._accelerator.reduce(torch.tensor(float(flag), device=self._accelerator.device), reduction="sum")
-        return bool(total > 0)  # type: ignore[operator]
+            return number
+        everyone = self._accelerator.gather(torch.tensor([number], device=self._accelerator.device))
+        return int(everyone.max())  # type: ignore[union-attr]
 
     def _stop_if_not_finite(self, phase: Phase, loss: Tensor, terms: Mapping[str, Tensor]) -> None:
-        if not self._any(not bool(torch.isfinite(loss.detach()).all())):
+        if not self._largest(int(not torch.isfinite(loss.detach()))):
             return
         broken = [name for name, value in terms.items() if not bool(torch.isfinite(value).all())]
         where = f"step {self.now.step}, phase {phase.name!r}, term(s) {', '.join(broken) or 'loss'}"
