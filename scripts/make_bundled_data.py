@@ -2,9 +2,9 @@
 
     python scripts/make_bundled_data.py SOURCE
 
-SOURCE holds `mnist/` and `emoji/`, each with train.parquet and test.parquet in the image format of `datasets`.
-Pictures are stored as PPM inside zstd-compressed parquet columns: neighbours compress together, a third smaller than
-as PNGs, and any parquet reader with PIL reads them.
+SOURCE holds `mnist/` and `emoji/`, each with train.parquet and test.parquet in the image format of
+`datasets`. Pictures are stored as PPM inside zstd-compressed parquet columns: neighbours compress
+together, a third smaller than as PNGs, and any parquet reader with PIL reads them.
 """
 
 from __future__ import annotations

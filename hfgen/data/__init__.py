@@ -1,6 +1,8 @@
-"""Images for training and evaluation: dataset rows -> cached uint8 -> batches of tensors in [-1, 1].
+"""Images for training and evaluation: dataset rows -> cached uint8 -> batches of tensors in [-1,
+1].
 
-The names below are imported on first use, so that reading a recipe (``hfgen.data.config``) does not import torch.
+The names below are imported on first use, so that reading a recipe (``hfgen.data.config``) does
+not import torch.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def build(table: Table, plan: Plan, folder: Path, *, name: str, static_seed: int
         table: rows with undecoded images.
         plan: of the training images.
         name: for the progress bar and messages.
-        static_seed: binarise pixels once, keyed by this seed and the number of the row; None leaves them grey.
+        static_seed: binarise pixels once, keyed by this seed and the number of the row; None
+            leaves them grey.
     Raises:
         HfgenError: an image of another size where none was asked for; a label outside the classes.
     """
@@ -49,7 +50,7 @@ def build(table: Table, plan: Plan, folder: Path, *, name: str, static_seed: int
 
 
 def _decoded(table: Table, layout: Layout, name: str) -> Iterator[tuple[int, Mapping, list]]:
-    """(number of the first row, rows, images) of each chunk, decoded by as many threads as there are cores."""
+    """Number of the first row, rows and images of each chunk, decoded by a thread per core."""
     from datasets.utils.tqdm import tqdm
 
     bar = tqdm(total=table.num_rows, desc=f"Decoding {name}", unit="img", disable=None)
@@ -68,15 +69,16 @@ def try_decode(cell: Mapping, layout: Layout) -> np.ndarray | Unreadable:
         return decode(cell, layout)
     except WrongSizeError as error:
         raise HfgenError(
-            f"data.resolution: image {place(cell)} is {error}, others are {layout.width}x{layout.height}; "
-            f"set one size for all, e.g. data.resolution: {min(layout.width, layout.height)}"
+            f"data.resolution: image {place(cell)} is {error}, but others are "
+            f"{layout.width}x{layout.height}; set one size for all, e.g. "
+            f"data.resolution: {min(layout.width, layout.height)}"
         ) from error
     except UNREADABLE as error:
         return Unreadable(" ".join(str(error).split()) or type(error).__name__)
 
 
 def binarize_once(images: list, seed: int, start: int) -> list:
-    """Each pixel 0 or 255, drawn with its grey value as probability from (seed, number of the row)."""
+    """Pixels 0 or 255, drawn from (seed, row number) with the grey value as probability."""
     readable = [i for i, image in enumerate(images) if not isinstance(image, Unreadable)]
     if not readable:
         return images
@@ -120,7 +122,7 @@ class _Writer:
         if columns.label is not None:
             self._labels.append(self._plan.number(row[columns.label], columns.label))
         if columns.caption is not None:
-            self._captions.append((row[columns.caption] or "").encode())
+            self._captions.append(f"{row[columns.caption] or ''}\n".encode())
 
     def finish(self, folder: Path) -> None:
         """Write labels, captions and, last, what the folder holds."""
@@ -131,12 +133,8 @@ class _Writer:
         np.save(folder / cache.CAPTION_ENDS, ends)
         (folder / cache.CAPTIONS).write_bytes(text)
         layout = self._plan.layout
-        for part in (
-            repr((layout.channels, layout.height, layout.width)).encode(),
-            labels,
-            ends,
-            text,
-        ):
+        shape = repr((layout.channels, layout.height, layout.width)).encode()
+        for part in (shape, labels.tobytes(), ends.tobytes(), text):
             self._digest.update(part)
         meta = cache.Meta(
             num_images=self._count,

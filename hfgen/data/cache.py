@@ -1,4 +1,4 @@
-"""Decode once: a folder of raw uint8 pixels, labels and captions, built aside and renamed into place."""
+"""Decode once: a folder of raw uint8 pixels, labels and captions, whole or absent."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class CachedSource(IndexedSource):
 
     def __init__(self, folder: Path, spec: DataSpec):
         self._spec = spec
-        shape = (spec.num_images, spec.channels, spec.height, spec.width)
-        self._images = np.memmap(folder / IMAGES, np.uint8, "r", shape=shape)
+        shape = (-1, spec.channels, spec.height, spec.width)
+        self._images = np.memmap(folder / IMAGES, np.uint8, "r").reshape(shape)
         has_labels = spec.class_names is not None
         self._labels = torch.from_numpy(np.load(folder / LABELS)) if has_labels else None
         self._captions = _Captions(folder) if spec.has_captions else None
@@ -58,7 +58,7 @@ class CachedSource(IndexedSource):
 
 
 class _Captions:
-    """Texts one after another in one file, and where each ends."""
+    """Texts, each with a line feed behind it, in one file; and where each ends."""
 
     def __init__(self, folder: Path):
         self._text = np.memmap(folder / CAPTIONS, np.uint8, "r")
@@ -66,7 +66,7 @@ class _Captions:
 
     def __getitem__(self, index: int) -> str:
         start = self._ends[index - 1] if index else 0
-        return self._text[start : self._ends[index]].tobytes().decode()
+        return self._text[start : self._ends[index] - 1].tobytes().decode()
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,8 @@ def cache_root(cache_dir: str | None) -> Path:
 def finished(root: Path, key: str, build: Callable[[Path], None]) -> Path:
     """The folder ``root/key``, made by ``build(folder)`` where it is not there yet.
 
-    It is built aside and renamed, so that it is whole or absent; of several processes one builds and the others wait.
+    It is built aside and renamed, so that it is whole or absent; of several processes one builds
+    and the others wait.
     """
     folder = root / key
     if folder.exists():

@@ -1,4 +1,4 @@
-"""Which columns hold the images, the labels and the captions: found by feature type, unless named."""
+"""Which columns hold images, labels and captions: found by feature type, unless named."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from datasets import Features
 
 LABEL_NAMES = ("label", "labels", "class", "cls")
+NO_COLUMN = "none"
 CAPTION_NAMES = ("caption", "captions", "text", "txt", "prompt")
 
 
 @dataclass(frozen=True)
 class Columns:
-    """Names of the columns in use; ``class_names`` where the label column's type names its classes."""
+    """Names of the columns in use; ``class_names`` where the label column's type has them."""
 
     image: str
     label: str | None
@@ -66,6 +67,8 @@ def _image_column(features: Features, config: DataConfig) -> str:
 def _label_column(features: Features, config: DataConfig) -> str | None:
     from datasets import ClassLabel
 
+    if config.label_column == NO_COLUMN:
+        return None
     if config.label_column is not None:
         if not _can_be_label(_named(features, "label_column", config)):
             raise _wrong_type(features, "label_column", config, "class labels, integers or text")
@@ -78,6 +81,8 @@ def _label_column(features: Features, config: DataConfig) -> str | None:
 
 
 def _caption_column(features: Features, config: DataConfig) -> str | None:
+    if config.caption_column == NO_COLUMN:
+        return None
     if config.caption_column is not None:
         if not _is_text(_named(features, "caption_column", config)):
             raise _wrong_type(features, "caption_column", config, "text")
@@ -97,8 +102,8 @@ def _named(features: Features, field: str, config: DataConfig) -> object:
 
 def _wrong_type(features: Features, field: str, config: DataConfig, wanted: str) -> HfgenError:
     return HfgenError(
-        f"data.{field}: column {getattr(config, field)!r} of {config.path!r} does not hold {wanted}; "
-        f"columns: {_listing(features)}"
+        f"data.{field}: column {getattr(config, field)!r} of {config.path!r} does not hold "
+        f"{wanted}; columns: {_listing(features)}"
     )
 
 

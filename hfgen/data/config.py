@@ -13,33 +13,42 @@ class DataConfig:
     """Which images, and what is done to them before training.
 
     Attributes:
-        path: a bundled or generated set by name (``mnist``, ``emoji``, ``stacked-mnist``, ``sprites``,
-            ``gaussian-grid``); a folder of images, with or without class folders, with or without
-            ``metadata.csv``/``metadata.jsonl``; a folder or file of parquet or webdataset shards; a folder made by
-            ``Dataset.save_to_disk``; or the id of a data set on the Hub. A name without a slash that is bundled wins
-            over a folder of that name: write ``./mnist`` for the folder.
+        path: a bundled or generated set by name (``mnist``, ``emoji``, ``stacked-mnist``,
+            ``sprites``, ``gaussian-grid``); a folder of images, with or without class folders,
+            with or without ``metadata.csv``/``metadata.jsonl``; a folder or file of parquet or
+            webdataset shards; a folder made by ``Dataset.save_to_disk``; or the id of a data set
+            on the Hub. A name without a slash that is bundled wins over a folder of that name:
+            write ``./mnist`` for the folder.
         name: configuration of the data set, where it has several.
         revision: branch, tag or commit on the Hub.
         split: the split to train on.
-        validation_split: the split to validate on. By default ``validation`` or else ``test`` where there is one;
-            where there is none, a tenth of ``split`` drawn with ``seed`` is held out.
+        validation_split: the split to validate on. By default ``validation`` or else ``test``
+            where there is one; where there is none, a tenth of ``split`` drawn with ``seed`` is
+            held out.
         image_column: by default the only column of images.
-        label_column: by default the only ``ClassLabel`` column, or else integers named label, labels, class or cls.
+        label_column: by default the only ``ClassLabel`` column, or else integers named label,
+            labels, class or cls.
         caption_column: by default a text column named caption, captions, text, txt or prompt.
-        class_conditional: whether models are told the class; the number of classes then follows the data.
-        resolution: side of the square images in pixels; None keeps them as they are, if they are all of one size.
+        class_conditional: whether models are told the class; the number of classes then follows
+            the data.
+        resolution: side of the square images in pixels; None keeps them as they are, if they are
+            all of one size.
         channels: 1 (grey), 3 (RGB), or None: grey if all images are grey, RGB otherwise.
-        center_crop: resize the shorter side to ``resolution`` and cut the middle out; False squashes the whole image.
-        random_flip: mirror each training image left to right with probability 1/2, anew at each draw.
+        center_crop: resize the shorter side to ``resolution`` and cut the middle out; False
+            squashes the whole image.
+        random_flip: mirror each training image left to right with probability 1/2, anew at each
+            draw.
         interpolation: how images are resized: bicubic, lanczos or bilinear.
-        binarize: ``dynamic`` draws each pixel from a Bernoulli of its grey value anew at each draw (validation images
-            once), ``static`` once for all, ``none`` never.
+        binarize: ``dynamic`` draws each pixel from a Bernoulli of its grey value anew at each draw
+            (validation images once), ``static`` once for all, ``none`` never.
         max_corrupt: how many unreadable images may be skipped before it is an error.
         max_images: take only so many images of each split, drawn with ``seed``.
         streaming: read from the files while training, for sets that do not fit on the disk.
         shuffle_buffer: images that a stream holds (still compressed) and shuffles at a time.
-        cache_dir: where decoded images are kept; by default ``hfgen`` in the Hugging Face home folder.
-        seed: of the held-out tenth, of ``max_images``, of static binarisation and of generated sets.
+        cache_dir: where decoded images are kept; by default ``hfgen`` in the Hugging Face home
+            folder.
+        seed: of the held-out tenth, of ``max_images``, of static binarisation and of generated
+            sets.
     """
 
     path: str = "mnist"

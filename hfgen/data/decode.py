@@ -101,7 +101,8 @@ def open_image(cell: Mapping) -> Image.Image:
     if "://" in cell["path"]:
         from datasets.utils.file_utils import xopen
 
-        return Image.open(xopen(cell["path"], "rb"))
+        with xopen(cell["path"], "rb") as file:
+            return Image.open(io.BytesIO(file.read()))  # type: ignore[arg-type]
     return Image.open(cell["path"])
 
 
@@ -124,7 +125,7 @@ def decode(cell: Mapping, layout: Layout) -> np.ndarray:
 
 
 def plain(image: Image.Image) -> Image.Image:
-    """The image in mode L or RGB: 16 bits scaled to 8, transparency composited on white, CMYK and palettes converted."""
+    """The image in mode L or RGB: 16 bits scaled to 8, transparency composited on white."""
     if image.mode in DEEP_MODES:
         return _scale_16_bits(image)
     if image.mode == "F":

@@ -21,12 +21,12 @@ CACHE_VERSION = 1
 """Part of every key: raise it when what a cache holds changes."""
 _NOT_IN_KEY = {
     "path",
+    "class_conditional",
     "random_flip",
+    "binarize",
     "max_corrupt",
-    "streaming",
     "shuffle_buffer",
     "cache_dir",
-    "binarize",
 }
 NAMED = 10
 """How many unreadable images a message names."""
@@ -35,11 +35,13 @@ NAMED = 10
 def load_source(config: DataConfig, split: str = "train") -> Source:
     """The images of ``config`` for ``split``: ``train`` or ``validation``.
 
-    The first call decodes them into a cache; later ones, of any process, map it into memory. Validation images are
-    never augmented; under ``binarize: dynamic`` they are binarised once, so that every evaluation sees the same.
+    The first call decodes them into a cache; later ones, of any process, map it into memory.
+    Validation images are never augmented; under ``binarize: dynamic`` they are binarised once, so
+    that every evaluation sees the same.
 
     Raises:
-        HfgenError: one line on what is wrong with the path, a column, a split or an image, and what would be valid.
+        HfgenError: one line on what is wrong with the path, a column, a split or an image, and
+            what would be valid.
     """
     if split not in ROLES:
         raise one_of("split", split, ROLES)
@@ -74,10 +76,10 @@ def _decode(location: Location, config: DataConfig, role: str, binarize: str, fo
     # imported here: a run whose images are cached does without `datasets`, a second of start-up
     from hfgen.data.build import build
     from hfgen.data.plan import make_plan
-    from hfgen.data.tables import open_table
+    from hfgen.data.tables import open_rows
 
-    training = open_table(location, config, "train")
-    table = training if role == "train" else open_table(location, config, role)
+    training = open_rows(location, config, "train")
+    table = training if role == "train" else open_rows(location, config, role)
     seed = config.seed if binarize == "static" else None
     build(
         table, make_plan(training, config), folder, name=f"{config.path} ({role})", static_seed=seed
@@ -85,9 +87,9 @@ def _decode(location: Location, config: DataConfig, role: str, binarize: str, fo
 
 
 def _hub_identity(location: Location, config: DataConfig, role: str) -> str:
-    from hfgen.data.tables import open_table
+    from hfgen.data.tables import open_rows
 
-    return open_table(location, config, role).identity
+    return open_rows(location, config, role).identity
 
 
 def _key(identity: str, config: DataConfig, role: str, binarize: str) -> str:
@@ -98,19 +100,23 @@ def _key(identity: str, config: DataConfig, role: str, binarize: str) -> str:
 
 
 def _check(meta: Meta, config: DataConfig, role: str) -> None:
-    """Unreadable images are named; more than ``max_corrupt`` of them are an error, as is nothing left."""
+    """Name unreadable images; more than ``max_corrupt``, or nothing else, are an error."""
+    if meta.num_images == 0 and not meta.corrupt:
+        raise HfgenError(f"data.path: {config.path!r} ({role}) has no images")
     if not meta.corrupt:
         return
-    named = "; ".join(meta.corrupt[:NAMED])
-    more = f"; and {len(meta.corrupt) - NAMED} more" if len(meta.corrupt) > NAMED else ""
-    found = f"{len(meta.corrupt)} unreadable images in {config.path!r} ({role}): {named}{more}"
-    if len(meta.corrupt) > config.max_corrupt:
+    count = len(meta.corrupt)
+    more = f"; and {count - NAMED} more" if count > NAMED else ""
+    found = (
+        f"{count} unreadable in {config.path!r} ({role}): {'; '.join(meta.corrupt[:NAMED])}{more}"
+    )
+    if count > config.max_corrupt:
         raise HfgenError(
-            f"data.max_corrupt is {config.max_corrupt}, but there are {found}; "
-            f"remove them, or set data.max_corrupt: {len(meta.corrupt)}"
+            f"data.max_corrupt is {config.max_corrupt}, but of the images there are {found}; "
+            f"remove them, or set data.max_corrupt: {count}"
         )
     if meta.num_images == 0:
-        raise HfgenError(f"data.path: no image is left: {found}")
+        raise HfgenError(f"data.path: no image is left, there are {found}")
     logger.warning("skipped %s", found)
 
 

@@ -32,7 +32,8 @@ class Location:
     Attributes:
         kind: bundled, imagefolder, parquet, webdataset, saved or hub.
         path: a folder or file, a bundled name, or a Hub id.
-        identity: hash of the names, sizes and times of its files; None on the Hub, whose revision tells.
+        identity: hash of the names, sizes and times of its files; None on the Hub, whose revision
+            tells.
     """
 
     kind: str
@@ -99,7 +100,7 @@ def _identity(files) -> str:
 
 
 def near_names(path: str) -> str:
-    """`` (did you mean ...?)`` for a name that is neither bundled nor in this folder; may be empty."""
+    """`` (did you mean ...?)``: bundled names and files that are near; may be empty."""
     return _near(path, Path(path).expanduser())
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from hfgen.data.sampling import permutation
 from hfgen.errors import HfgenError
-from hfgen.rng import Rng
 
 if TYPE_CHECKING:
     from hfgen.data.source import IndexedSource
@@ -20,7 +20,7 @@ class Draws(ABC):
 
     @abstractmethod
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
-        """Stored pixels [stop - start, C, H, W] and labels of the rows [start, stop) of the current batch."""
+        """Stored pixels [stop - start, C, H, W] and labels of the current rows [start, stop)."""
 
     @abstractmethod
     def advance(self) -> None:
@@ -33,6 +33,13 @@ class Draws(ABC):
     @abstractmethod
     def load_state_dict(self, state: dict) -> None:
         """Continue from ``state_dict()``."""
+
+
+def batch_too_large(total_batch_size: int, images: int, name: str) -> HfgenError:
+    return HfgenError(
+        f"training.total_batch_size is {total_batch_size}, but data set {name!r} has only "
+        f"{images} images to train on; valid: 1 to {images}"
+    )
 
 
 class Permutations:
@@ -56,9 +63,7 @@ class Permutations:
     def _permutation(self, epoch: int) -> Tensor:
         if epoch in self._epochs:
             return self._epochs[epoch]
-        key = Rng(self._seed, "epoch", epoch).randint("order", 2**62, (1,))
-        generator = torch.Generator().manual_seed(int(key))
-        return torch.randperm(self._size, generator=generator)
+        return permutation(self._size, self._seed, "epoch", epoch)
 
 
 class IndexedDraws(Draws):
@@ -66,10 +71,7 @@ class IndexedDraws(Draws):
 
     def __init__(self, source: IndexedSource, total_batch_size: int, seed: int):
         if total_batch_size > len(source):
-            raise HfgenError(
-                f"training.total_batch_size is {total_batch_size}, but data set {source.spec.name!r} "
-                f"({source.spec.split}) has only {len(source)} images; valid: 1 to {len(source)}"
-            )
+            raise batch_too_large(total_batch_size, len(source), source.spec.name)
         self._source = source
         self._size = total_batch_size
         self._order = Permutations(len(source), seed)

@@ -33,7 +33,7 @@ class Plan:
     coded: bool
 
     def number(self, value: object, column: str) -> int:
-        """The class number of a cell of the label column; HfgenError where it is none of the classes."""
+        """The class number of a cell of the label column; HfgenError where it is no class."""
         names = self.class_names or ()
         if self.coded and isinstance(value, int) and 0 <= value < len(names):
             return value
@@ -41,13 +41,13 @@ class Plan:
             return names.index(str(value))
         shown = ", ".join(names[:10]) + (", ..." if len(names) > 10 else "")
         raise HfgenError(
-            f"data.label_column: column {column!r} holds {value!r}, none of the {len(names)} training "
-            f"classes ({shown}); choose another column, or data.label_column: none"
+            f"data.label_column: column {column!r} holds {value!r}, none of the {len(names)} "
+            f"training classes ({shown}); choose another column, or data.label_column: none"
         )
 
 
 def make_plan(table: Table, config: DataConfig) -> Plan:
-    """Reads the headers of all training images where the recipe leaves size or channels open.
+    """Reads the headers of the training images where the recipe leaves size or channels open.
 
     Raises:
         HfgenError: no image can be read; sizes differ and no resolution is set.
@@ -61,17 +61,18 @@ def make_plan(table: Table, config: DataConfig) -> Plan:
 
 
 def layout_of(headers: list[Header], config: DataConfig) -> Layout:
-    """The layout for images with these headers; HfgenError where sizes differ and no resolution is set."""
+    """The layout for these images; HfgenError where sizes differ and no resolution is set."""
     channels = config.channels or max(found.channels for found in headers)
     if config.resolution is not None:
         return _square(config.resolution, channels, config)
     sizes = sorted({(found.width, found.height) for found in headers})
+    width, height = sizes[0]
     if len(sizes) > 1:
         raise HfgenError(
-            f"data.resolution: the images of {config.path!r} have {len(sizes)} sizes, from {sizes[0][0]}x{sizes[0][1]} "
-            f"to {sizes[-1][0]}x{sizes[-1][1]}; set one for all, e.g. data.resolution: {_proposal(headers)}"
+            f"data.resolution: the images of {config.path!r} have {len(sizes)} sizes, from "
+            f"{width}x{height} to {sizes[-1][0]}x{sizes[-1][1]}; set one for all, "
+            f"e.g. data.resolution: {_proposal(headers)}"
         )
-    width, height = sizes[0]
     return Layout(channels, height, width, config.center_crop, config.interpolation, resize=False)
 
 
@@ -97,9 +98,12 @@ def _proposal(headers: list[Header]) -> int:
 
 
 def _headers(table: Table) -> Iterator[Header | None]:
+    """Headers of all images; of a stream, those of its first chunk."""
     with ThreadPoolExecutor() as pool:
         for rows in table.rows.iter(batch_size=CHUNK):
             yield from pool.map(_header, rows[table.columns.image])
+            if table.num_rows is None:
+                return
 
 
 def _header(cell: Mapping) -> Header | None:

@@ -29,7 +29,8 @@ class DataSpec:
         class_names: name of label 0, 1, ...; None without labels.
         has_captions: whether ``Source.captions`` has any.
         fingerprint: hash of the content (pixels, labels, captions), not of the name.
-        binarize: ``dynamic`` asks ``BatchStream`` to draw pixels; ``static`` says they have been drawn.
+        binarize: ``dynamic`` asks ``BatchStream`` to draw pixels; ``static`` says they have been
+            drawn.
         credit: where the images come from, and their licence.
     """
 
@@ -62,7 +63,7 @@ def quantize(images: Tensor) -> Tensor:
 
 
 class Source(ABC):
-    """A set of images. ``BatchStream`` draws training batches from it; evaluation takes them by index."""
+    """A set of images: ``BatchStream`` draws batches from it, evaluation takes them by index."""
 
     @property
     @abstractmethod
@@ -85,10 +86,10 @@ class Source(ABC):
 
     @abstractmethod
     def draws(self, total_batch_size: int, seed: int) -> Draws:
-        """An endless stream of global batches, a pure function of the seed and the number of the draw."""
+        """An endless stream of global batches, a pure function of (seed, draw)."""
 
     def batch(self, indices: Indices) -> dict[str, Tensor]:
-        """``images`` float32 [B, C, H, W] in [-1, 1], not augmented; ``labels`` int64 [B] where there are classes."""
+        """``images`` float32 [B, C, H, W] in [-1, 1]; ``labels`` int64 [B] if there are classes."""
         labels = self.labels(indices)
         images = {"images": normalize(self.pixels(indices))}
         return images if labels is None else {**images, "labels": labels}
@@ -110,7 +111,8 @@ class TensorSource(IndexedSource):
     """Images that are tensors already.
 
     Args:
-        images: [N, C, H, W], uint8 0..255 or floats in [-1, 1]. Points of a toy distribution are images of 1 x 1.
+        images: [N, C, H, W], uint8 0..255 or floats in [-1, 1]. Points of a toy distribution are
+            images of 1 x 1.
         labels: [N] class numbers from 0.
         name, split: how the set is called in reports.
         class_names: by default "0", "1", ... up to the highest label.

@@ -1,4 +1,4 @@
-"""Training batches: the global batch of a draw, any rows of it, flipped, binarised and normalised in one go."""
+"""Training batches: any rows of the global batch, flipped, binarised and normalised."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from hfgen.rng import Rng
 class BatchStream:
     """An endless stream of global batches, a pure function of (seed, draw).
 
-    Every process makes the same stream and takes its rows of each batch, so that any split over processes and
-    micro-batches sees the same numbers. Random numbers are drawn on the CPU: the batch is the same on every device.
+    Every process makes the same stream and takes its rows of each batch, so that any split over
+    processes and micro-batches sees the same numbers. Random numbers are drawn on the CPU: the
+    batch is the same on every device.
 
     Args:
         source: where the images come from.
         total_batch_size: images of one draw, over all processes and micro-batches.
         seed: of the order, the flips and the binarisation.
         random_flip: mirror each image left to right with probability 1/2.
-        binarize: ``dynamic`` draws each pixel from {-1, 1} with probability (x + 1) / 2 of 1; by default what the
-            source's spec says (``static`` pixels have been drawn already).
+        binarize: ``dynamic`` draws each pixel from {-1, 1} with probability (x + 1) / 2 of 1; by
+            default what the source's spec says (``static`` pixels have been drawn already).
     Raises:
         HfgenError: the batch is larger than the data set, or smaller than 1.
     """
@@ -52,7 +53,8 @@ class BatchStream:
         """The rows [start, stop) of the current global batch.
 
         Returns:
-            ``images`` float32 [stop - start, C, H, W] in [-1, 1] and, where there are classes, ``labels`` int64.
+            ``images`` float32 [stop - start, C, H, W] in [-1, 1] and, where there are classes,
+            ``labels`` int64.
         """
         pixels, labels = self._draws.rows(start, stop)
         pixels = pixels.to(device)

@@ -1,42 +1,48 @@
-"""From a location to rows: open it with `datasets`, choose columns and splits, leave images undecoded."""
+"""From a location to rows: opened by `datasets`, columns and split chosen, undecoded."""
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
+import numpy as np
 
 from hfgen.data import bundled
 from hfgen.data.columns import Columns, find_columns
 from hfgen.data.config import DataConfig
 from hfgen.data.locate import Location, near_names
+from hfgen.data.sampling import held_out_count, sample
 from hfgen.errors import HfgenError, one_of
-from hfgen.rng import Rng
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
+logger = logging.getLogger(__name__)
+
 VALIDATION_NAMES = ("validation", "val", "valid", "dev", "test")
-HELD_OUT = 10
-"""One image of so many is held out where a set has no split to validate on."""
 STREAM_HELD_OUT = 1000
 """Images held out from the beginning of a stream."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of one split with undecoded images, ``{"bytes", "path"}``: a ``Dataset``, or an ``IterableDataset`` of unknown length."""
+    """Rows with undecoded images, a ``Dataset`` or (``num_rows`` None) ``IterableDataset``."""
 
     rows: Any
     num_rows: int | None
     columns: Columns
     identity: str
     credit: str | None
+
+
+def open_rows(location: Location, config: DataConfig, role: str) -> Table:
+    """The rows for ``role``, train or validation: a stream where ``config.streaming``."""
+    return (open_stream if config.streaming else open_table)(location, config, role)
 
 
 def open_table(location: Location, config: DataConfig, role: str) -> Table:
@@ -49,14 +55,15 @@ def open_table(location: Location, config: DataConfig, role: str) -> Table:
     rows = _rows(splits, config, role)
     identity = location.identity or f"{rows._fingerprint}"
     if config.max_images is not None and config.max_images < len(rows):
-        rows = rows.select(_sample(len(rows), config.max_images, config.seed, "max_images"))
+        rows = rows.select(sample(len(rows), config.max_images, config.seed, "max_images"))
     return _table(rows, identity, location, config)
 
 
 def open_stream(location: Location, config: DataConfig, role: str) -> Table:
     """The rows for ``role`` as an ``IterableDataset``.
 
-    Without a split to validate on, the first ``STREAM_HELD_OUT`` images of the training split are held out.
+    Without a split to validate on, the first ``STREAM_HELD_OUT`` images of the training split are
+    held out.
     """
     splits = _open(location, config, streaming=True)
     training, validation = _split_names(splits, config)
@@ -74,6 +81,8 @@ def _table(rows: Any, identity: str, location: Location, config: DataConfig) -> 
     if rows.features is None:
         raise HfgenError(f"data.path {config.path!r}: its columns are not known before it is read")
     columns = find_columns(rows.features, config)
+    if not isinstance(rows, Dataset):
+        columns = _of_stream(columns, config)
     rows = rows.select_columns(columns.names()).cast_column(columns.image, Image(decode=False))
     return Table(
         rows=rows,
@@ -82,6 +91,19 @@ def _table(rows: Any, identity: str, location: Location, config: DataConfig) -> 
         identity=identity,
         credit=_credit(location, rows.info.license),
     )
+
+
+def _of_stream(columns: Columns, config: DataConfig) -> Columns:
+    """Classes whose names are not in the column's type would have to be read first."""
+    if columns.label is None or columns.class_names is not None:
+        return columns
+    if config.label_column is not None:
+        raise HfgenError(
+            f"data.label_column: {columns.label!r} is no ClassLabel column, so a stream does not "
+            "know its classes beforehand; cast it, or set data.streaming: false"
+        )
+    logger.warning("labels in %r are left out: a stream needs a ClassLabel column", columns.label)
+    return replace(columns, label=None)
 
 
 def _credit(location: Location, licence: str | None) -> str | None:
@@ -100,7 +122,7 @@ def _commit(location: Location, config: DataConfig) -> str:
 
 
 def _split_names(splits: dict, config: DataConfig) -> tuple[str, str | None]:
-    """The names of the splits to train and to validate on; None where validation images must be held out."""
+    """The names of the splits to train and validate on; None: validation is held out."""
     for field in ("split", "validation_split"):
         name = getattr(config, field)
         if name is not None and name not in splits:
@@ -114,24 +136,12 @@ def _rows(splits: dict, config: DataConfig, role: str) -> Dataset:
     if validation is not None:
         return splits[training if role == "train" else validation]
     rows = splits[training]
-    held_out = _sample(len(rows), held_out_count(len(rows)), config.seed, "held out")
+    held_out = sample(len(rows), held_out_count(len(rows)), config.seed, "held out")
     if role == "train":
-        chosen = set(held_out)
-        return rows.select([i for i in range(len(rows)) if i not in chosen])
-    if not held_out:
+        return rows.select(np.setdiff1d(np.arange(len(rows)), held_out))
+    if len(held_out) == 0:
         raise HfgenError(f"data.path: {config.path!r} has one image only, none to validate on")
     return rows.select(held_out)
-
-
-def held_out_count(size: int) -> int:
-    """A tenth, at least one, but never all."""
-    return min(max(size // HELD_OUT, 1), size - 1)
-
-
-def _sample(size: int, count: int, seed: int, name: str) -> list[int]:
-    key = Rng(seed, name).randint("order", 2**62, (1,))
-    chosen = torch.randperm(size, generator=torch.Generator().manual_seed(int(key)))[:count]
-    return sorted(chosen.tolist())
 
 
 def _open(location: Location, config: DataConfig, *, streaming: bool) -> dict:
@@ -173,15 +183,12 @@ def _one_line(location: Location, config: DataConfig, error: Exception) -> Hfgen
     why = f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
     if location.kind != "hub":
         return HfgenError(f"data.path: {config.path!r} cannot be opened as {location.kind}: {why}")
-    what = " ".join(
-        f"({label} {value!r})"
-        for label, value in (("name", config.name), ("revision", config.revision))
-        if value
-    )
+    asked = {"name": config.name, "revision": config.revision}
+    what = ", ".join(f"{key} {value!r}" for key, value in asked.items() if value)
     return HfgenError(
-        f"data.path: {config.path!r}{' ' + what if what else ''} is neither here on the disk{near_names(config.path)} "
-        f"nor could it be had from the Hub: {why}; check the spelling and the network, or for a gated set "
-        "accept its terms on its page and run `hf auth login`"
+        f"data.path: {config.path!r}{f' ({what})' if what else ''} is not here on the disk"
+        f"{near_names(config.path)}, and could not be had from the Hub: {why}; check the spelling "
+        "and the network; for a gated set, accept its terms on its page and run `hf auth login`"
     )
 
 

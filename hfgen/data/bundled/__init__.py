@@ -1,7 +1,7 @@
 """Two small real data sets that come with the package; made by scripts/make_bundled_data.py.
 
-``NAME-train.parquet`` and ``NAME-test.parquet`` in the image format of ``datasets``, and ``NAME-CREDIT.md``: origin,
-licence and changes.
+``NAME-train.parquet`` and ``NAME-test.parquet`` in the image format of ``datasets``, and
+``NAME-CREDIT.md``: origin, licence and changes.
 """
 
 from __future__ import annotations
