@@ -2,20 +2,40 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from hfgen.errors import HfgenError, one_of
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
+from hfgen.objectives.gan_augment import Augmentation
+from hfgen.objectives.gan_game import Game
 from hfgen.objectives.gan_losses import LOSSES
+from hfgen.objectives.gan_regularizers import (
+    DISCRIMINATOR,
+    GENERATOR,
+    R1,
+    R2,
+    REGULARIZERS,
+    Regularizer,
+)
 from hfgen.rng import Rng
 
 Models = Mapping[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one phase computes."""
+
+    side: str
+    adversarial: bool
+    regularizers: Mapping[str, Regularizer]
+    every: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,138 +44,153 @@ class GAN(Objective):
 
     Roles: ``generator(z, class_labels).sample`` and ``discriminator(images, class_labels).logits``.
     Where a model is conditional (``num_class_embeds`` in its config), generated images take the
-    labels of the batch.
+    labels of the batch. The phases are ``discriminator``, one for each lazy regulariser, and
+    ``generator``; each draws a batch of its own.
+
+    Logged: the losses and penalties; ``logit_real`` and ``logit_fake``; ``overfitting``, the mean
+    sign of the logits of real training images (r_t of Karras et al. 2020, ADA, equation 1: towards
+    1 the discriminator knows the training set by heart); ``diversity``, the mean distance of two
+    generated images over that of two real ones (towards 0 the generator has collapsed).
 
     Args:
         adversarial_loss: a name of ``gan_losses.LOSSES``.
         r1_gamma: weight of R1, (r1_gamma / 2) E ||grad_x D(x)||^2 over real x. Not set, it is
-            StyleGAN2's heuristic (Karras et al. 2020, ADA, appendix C) 0.0002 * resolution^2 /
-            total_batch_size: the squared norm sums over pixels while neighbouring pixels move
-            together, so that at one weight the penalty bites less as images grow, and a larger
-            batch gives a cleaner gradient that needs less damping. It is a start to search from by
-            factors of 2 to 5, not an optimum. 0 switches R1 off.
+            StyleGAN2's heuristic 0.0002 * resolution^2 / total_batch_size; ``default_gamma`` in
+            ``gan_regularizers`` gives the reason. 0 switches R1 off.
         r1_every: 1 adds R1 to the discriminator's loss at every step. n > 1 makes it a phase of its
-            own on each n-th step, with n times the weight (lazy regularisation, Karras et al. 2020,
-            StyleGAN2, appendix B): the discriminator's Adam then takes n + 1 steps in n, so a
-            learning rate of n / (n + 1) and betas to that power (16 / 17 for 16) keep its pace; at
-            n >= 16 the difference is small.
+            own on each n-th step with n times the weight: the discriminator's Adam then takes n + 1
+            steps in n, so that a learning rate times n / (n + 1) and betas to that power (16 / 17
+            for 16) keep its pace, as StyleGAN2 does; for n >= 16 the difference is small.
+        r2_gamma: the same penalty at generated images, with R1's rhythm (R3GAN uses both at every
+            step).
+        gamma_decay: both weights fall to this share along half a cosine over the run (R3GAN: 0.1).
+        regularizers: further ones, ``{type: lecam, weight: 0.3}`` and so on.
+        augmentation: what real and generated images pass on their way into the discriminator.
         n_critic: steps of the discriminator for each of the generator.
-        total_batch_size: images in one step over all processes; follows the recipe. Only the
-            heuristic reads it.
+        weight_clip: clamp the discriminator's weights to +- this (Arjovsky et al. 2017, algorithm
+            1).
+        top_k: the generator learns from the best-judged share of its images only; the share falls
+            from 1 to this along the run (Sinha et al. 2020). Couples rows.
     """
 
     adversarial_loss: str = "nonsaturating"
     r1_gamma: float | None = None
     r1_every: int = 16
+    r2_gamma: float = 0.0
+    gamma_decay: float = 1.0
+    regularizers: tuple[Regularizer, ...] = ()
+    augmentation: Augmentation | None = None
     n_critic: int = 1
-    total_batch_size: int | None = None
+    weight_clip: float | None = None
+    top_k: float = 1.0
 
     def __post_init__(self) -> None:
         if self.adversarial_loss not in LOSSES:
             raise one_of("objective.adversarial_loss", self.adversarial_loss, list(LOSSES))
-        if self.r1_gamma is not None and self.r1_gamma < 0:
-            raise HfgenError(f"objective.r1_gamma: must be >= 0, got {self.r1_gamma}")
+        for name in ("r1_gamma", "r2_gamma"):
+            if (getattr(self, name) or 0) < 0:
+                raise HfgenError(f"objective.{name}: must be >= 0, got {getattr(self, name)}")
         for name in ("r1_every", "n_critic"):
             if getattr(self, name) < 1:
                 raise HfgenError(f"objective.{name}: must be >= 1, got {getattr(self, name)}")
+        if not 0 < self.top_k <= 1:
+            raise HfgenError(f"objective.top_k: must lie in (0, 1], got {self.top_k}")
+        if self.weight_clip is not None and self.weight_clip <= 0:
+            raise HfgenError(f"objective.weight_clip: must be positive, got {self.weight_clip}")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        critic = ("discriminator",)
-        lazy = self.r1_every > 1 and self.r1_gamma != 0
-        r1 = (Phase(name="r1", trains=critic, every=self.r1_every),) if lazy else ()
-        generator = Phase(name="generator", trains=("generator",), every=self.n_critic)
-        return (Phase(name="discriminator", trains=critic), *r1, generator)
+        return tuple(
+            Phase(name=name, trains=(part.side,), every=part.every)
+            for name, part in self._parts.items()
+        )
+
+    def extra_models(self) -> dict[str, nn.Module]:
+        """State of the regularisers (running means) and of the augmentation (its probability)."""
+        owners = [*self._regularizers.values(), *([self.augmentation] if self.augmentation else [])]
+        return {role: module for owner in owners for role, module in owner.modules().items()}
 
     def loss(
         self, phase: str, models: Models, batch: Batch, rng: Rng, clock: Clock
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """See ``Objective.loss``; ``phase`` is ``discriminator``, ``r1`` or ``generator``."""
-        steps = {
-            "discriminator": self._discriminator,
-            "r1": self._r1,
-            "generator": self._generator,
-        }
-        return steps[phase](models, batch, rng)
+        """See ``Objective.loss``; ``phase`` is the name of one of ``phases``."""
+        part = self._parts[phase]
+        game = self._game(part, models, batch, rng, clock)
+        # Every trained parameter is in the graph, as DDP wants it; a gradient knows no bias.
+        total = torch.stack([0 * p.sum() for p in models[part.side].parameters()]).sum()
+        terms: dict[str, Tensor] = {}
+        if part.adversarial:
+            total, terms = self._adversarial(game)
+        for name, regularizer in part.regularizers.items():
+            penalty = regularizer(game).mean()
+            pixels = game.real.shape[-2] * game.real.shape[-1]
+            total = total + regularizer.every * regularizer.scale(clock, pixels) * penalty
+            terms[name if len(regularizer.sides) == 1 else f"{name}_{part.side[0]}"] = penalty
+        return total, detach(terms)
 
-    def _discriminator(self, models: Models, batch: Batch, rng: Rng):
-        with torch.no_grad():
-            fake = generate(models["generator"], batch, rng)
-        penalise = self.r1_every == 1 and self.r1_gamma != 0
-        real = batch["images"].detach().requires_grad_(penalise)
-        real_logits, fake_logits = self._judge(models, batch, real, fake, apart=penalise)
-        loss = LOSSES[self.adversarial_loss].discriminator(real_logits, fake_logits).mean()
-        terms = {"loss_d": loss, "logit_real": real_logits, "logit_fake": fake_logits}
-        if penalise:
-            r1 = squared_gradient(real_logits, real).mean()
-            loss = loss + self._gamma(real) / 2 * r1
-            terms["r1"] = r1
-        return loss, detach(terms)
+    def _game(self, part: _Part, models: Models, batch: Batch, rng: Rng, clock: Clock) -> Game:
+        if self.weight_clip is not None:
+            with torch.no_grad():
+                for parameter in models[DISCRIMINATOR].parameters():
+                    parameter.clamp_(-self.weight_clip, self.weight_clip)
+        leaves = frozenset().union(*(r.leaves for r in part.regularizers.values()))
+        game = Game(part.side, models, batch, rng, clock, leaves)
+        if self.augmentation is not None:
+            game.augment = partial(self.augmentation, models=models, clock=clock)
+        return game
 
-    def _r1(self, models: Models, batch: Batch, rng: Rng):
-        real = batch["images"].detach().requires_grad_(True)
-        logits = critic(models, batch, real)
-        r1 = squared_gradient(logits, real).mean()
-        # Biases have no part in the gradient; DDP wants every trained parameter in the graph.
-        loss = self.r1_every * self._gamma(real) / 2 * r1 + 0 * logits.sum()
-        return loss, detach({"r1": r1})
+    def _adversarial(self, game: Game) -> tuple[Tensor, dict[str, Tensor]]:
+        if game.side == GENERATOR:
+            return self._generator(game)
+        game.meet()
+        real, fake = game.real_verdict.logits, game.fake_verdict.logits
+        if self.augmentation is not None:
+            self.augmentation.observe(real.detach(), game.models, game.clock)
+        value = LOSSES[self.adversarial_loss].discriminator(real, fake).mean()
+        terms = {"loss_d": value, "logit_real": real, "logit_fake": fake}
+        return value, {**terms, "overfitting": real.detach().sign()}
 
-    def _generator(self, models: Models, batch: Batch, rng: Rng):
-        fake = generate(models["generator"], batch, rng)
+    def _generator(self, game: Game) -> tuple[Tensor, dict[str, Tensor]]:
         loss = LOSSES[self.adversarial_loss]
-        if loss.uses_real:
-            real_logits, fake_logits = self._judge(models, batch, batch["images"], fake)
-        else:
-            fake_logits = critic(models, batch, fake)
-            real_logits = fake_logits.detach()
-        value = loss.generator(real_logits, fake_logits).mean()
-        return value, detach({"loss_g": value})
+        fake = game.fake_verdict.logits
+        real = game.real_verdict.logits if loss.uses_real else torch.zeros_like(fake)
+        rows = loss.generator(real, fake)
+        share = 1 - (1 - self.top_k) * game.clock.progress()
+        if share < 1:
+            rows = rows[fake.topk(math.ceil(share * len(rows))).indices]
+        value = rows.mean()
+        return value, {"loss_g": value, "diversity": spread(game.fake) / spread(game.real)}
 
-    def _judge(
-        self, models: Models, batch: Batch, real: Tensor, fake: Tensor, apart: bool = False
-    ) -> tuple[Tensor, Tensor]:
-        """Logits of real and fake images, in one forward unless batch norm would mix the two."""
-        mixes = any(isinstance(m, _BatchNorm) for m in models["discriminator"].modules())
-        if apart or mixes:
-            return critic(models, batch, real), critic(models, batch, fake)
-        both = {name: torch.cat([rows, rows]) for name, rows in batch.items() if name == "labels"}
-        real_logits, fake_logits = critic(models, both, torch.cat([real, fake])).chunk(2)
-        return real_logits, fake_logits
+    @cached_property
+    def _regularizers(self) -> dict[str, Regularizer]:
+        """All of them by name; several of one type are numbered."""
+        chosen: list[Regularizer] = []
+        if self.r1_gamma != 0:
+            chosen.append(R1(gamma=self.r1_gamma, every=self.r1_every, decay=self.gamma_decay))
+        if self.r2_gamma != 0:
+            chosen.append(R2(gamma=self.r2_gamma, every=self.r1_every, decay=self.gamma_decay))
+        named: dict[str, Regularizer] = {}
+        for regularizer in (*chosen, *self.regularizers):
+            name = next(n for n, cls in REGULARIZERS.items() if type(regularizer) is cls)
+            same = sum(type(other) is type(regularizer) for other in named.values())
+            named[f"{name}{same + 1}" if same else name] = regularizer
+        return named
 
-    def _gamma(self, images: Tensor) -> float:
-        if self.r1_gamma is not None:
-            return self.r1_gamma
-        if self.total_batch_size is None:
-            raise HfgenError(
-                "objective.r1_gamma: its default needs objective.total_batch_size; set either"
-            )
-        return 0.0002 * images.shape[-1] * images.shape[-2] / self.total_batch_size
-
-
-def generate(generator: Any, batch: Batch, rng: Rng) -> Tensor:
-    """Images from fresh latents, one for each row of ``batch``, with that row's label."""
-    images = batch["images"]
-    z = rng.randn("z", (images.shape[0], generator.config.latent_dim)).to(images.dtype)
-    return generator(z, labels_for(generator, "generator", batch)).sample
-
-
-def critic(models: Models, batch: Batch, images: Tensor) -> Tensor:
-    """The discriminator's logits [B] for ``images`` under the labels of ``batch``."""
-    discriminator = models["discriminator"]
-    return discriminator(images, labels_for(discriminator, "discriminator", batch)).logits
+    @cached_property
+    def _parts(self) -> dict[str, _Part]:
+        parts: dict[str, _Part] = {}
+        for side, every in ((DISCRIMINATOR, 1), (GENERATOR, self.n_critic)):
+            mine = {name: r for name, r in self._regularizers.items() if side in r.sides}
+            eager = {name: r for name, r in mine.items() if r.every == 1}
+            parts[side] = _Part(side, True, eager, every)
+            for name, lazy in mine.items():
+                if lazy.every > 1:
+                    phase = name if len(lazy.sides) == 1 else f"{name}_{side}"
+                    parts[phase] = _Part(side, False, {name: lazy}, lazy.every)
+        return parts
 
 
-def labels_for(model: Any, role: str, batch: Batch) -> Tensor | None:
-    """Labels for a conditional model (HfgenError without any), None for an unconditional one."""
-    classes = model.config.num_class_embeds
-    if classes is None:
-        return None
-    if "labels" not in batch:
-        raise HfgenError(f"model.{role}.num_class_embeds: is {classes}, but the data has no labels")
-    return batch["labels"]
-
-
-def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
-    """||grad_x D(x)||^2 of each row, [B], differentiable again. Rows must not see one another."""
-    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
-    return gradient.square().flatten(1).sum(1)
+def spread(images: Tensor) -> Tensor:
+    """Mean absolute difference of neighbouring rows, a scalar."""
+    images = images.detach()
+    return (images - images.roll(1, 0)).abs().mean()

@@ -59,7 +59,8 @@ def test_discriminator_loss_is_the_logistic_one():
     expected = bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))
     loss, terms = GAN().loss("discriminator", roles, rows, rng(), CLOCK)
     torch.testing.assert_close(loss, expected)
-    assert set(terms) == {"loss_d", "logit_real", "logit_fake"}
+    assert set(terms) == {"loss_d", "logit_real", "logit_fake", "overfitting"}
+    torch.testing.assert_close(terms["overfitting"].double(), real.sign().mean())
     loss, terms = GAN().loss("generator", roles, rows, rng(), CLOCK)
     torch.testing.assert_close(loss, bce(fake, torch.ones_like(fake)))
     assert not terms["loss_g"].requires_grad
@@ -99,9 +100,10 @@ def test_r1_trains_through_the_gradient():
 def test_default_gamma_is_the_heuristic():
     roles, rows = models(), batch(4)
     explicit = GAN(r1_gamma=0.0002 * 8**2 / 32).loss("r1", roles, rows, rng(), CLOCK)[0]
-    default = GAN(total_batch_size=32).loss("r1", roles, rows, rng(), CLOCK)[0]
+    clock = Clock(step=0, images_seen=0, total_images=100, total_batch_size=32)
+    default = GAN().loss("r1", roles, rows, rng(), clock)[0]
     torch.testing.assert_close(default, explicit)
-    with pytest.raises(HfgenError, match="total_batch_size"):
+    with pytest.raises(ValueError, match="total_batch_size"):
         GAN().loss("r1", roles, rows, rng(), CLOCK)
 
 

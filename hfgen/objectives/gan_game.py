@@ -1,0 +1,132 @@
+"""One micro-batch as one side of the game sees it: latents, images and verdicts, computed when
+asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hfgen.errors import HfgenError
+from hfgen.objectives.base import Batch, Clock
+from hfgen.rng import Rng
+
+Augment = Callable[[Tensor, Rng], Tensor]
+
+
+def no_augmentation(images: Tensor, rng: Rng) -> Tensor:
+    """Images as they are."""
+    return images
+
+
+@dataclass
+class Game:
+    """What losses and regularisers look at.
+
+    Args:
+        side: ``discriminator`` or ``generator``: who is trained. The discriminator's side sees
+            generated images cut from the generator.
+        leaves: which of ``real`` and ``fake`` a gradient penalty differentiates by.
+        augment: what both kinds of images pass on their way into the discriminator.
+    """
+
+    side: str
+    models: Mapping[str, nn.Module]
+    batch: Batch
+    rng: Rng
+    clock: Clock
+    leaves: frozenset[str] = frozenset()
+    augment: Augment = no_augmentation
+    _verdicts: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def generator(self) -> Any:
+        return self.models["generator"]
+
+    @property
+    def discriminator(self) -> Any:
+        return self.models["discriminator"]
+
+    @cached_property
+    def z(self) -> Tensor:
+        """Latents [B, latent_dim] ~ N(0, 1)."""
+        images = self.batch["images"]
+        shape = (images.shape[0], self.generator.config.latent_dim)
+        return self.rng.randn("z", shape).to(images.dtype)
+
+    @cached_property
+    def real(self) -> Tensor:
+        return self.batch["images"].detach().requires_grad_("real" in self.leaves)
+
+    @cached_property
+    def fake(self) -> Tensor:
+        """Generated images, one for each row of the batch, with that row's label."""
+        if self.side == "generator":
+            return self.generate(self.z)
+        with torch.no_grad():
+            fake = self.generate(self.z)
+        return fake.requires_grad_("fake" in self.leaves)
+
+    @property
+    def real_verdict(self) -> Any:
+        """The discriminator's output for the real images."""
+        return self._verdict("real")
+
+    @property
+    def fake_verdict(self) -> Any:
+        """The discriminator's output for the generated images."""
+        return self._verdict("fake")
+
+    def meet(self) -> None:
+        """Judge real and generated images in one forward, where that is the same and saves time."""
+        mixes = any(isinstance(layer, _BatchNorm) for layer in self.discriminator.modules())
+        one_sided = len(self.leaves) == 1
+        if self.side == "generator" or mixes or one_sided:
+            return
+        views = torch.cat([self._view("real"), self._view("fake")])
+        labels = self.labels("discriminator")
+        output = self.discriminator(views, None if labels is None else labels.repeat(2))
+        for i, name in enumerate(("real", "fake")):
+            self._verdicts[name] = type(output)(
+                **{key: value.chunk(2)[i] for key, value in output.items()}
+            )
+
+    def generate(self, z: Tensor) -> Tensor:
+        """Images for other latents, with the labels of the batch."""
+        return self.generator(z, self.labels("generator")).sample
+
+    def judge(self, images: Tensor) -> Any:
+        """The discriminator's output for other images, with the labels of the batch."""
+        return self.discriminator(images, self.labels("discriminator"))
+
+    def labels(self, role: str) -> Tensor | None:
+        """Labels for a conditional model (HfgenError without any), None for an unconditional
+        one.
+        """
+        classes = self.models[role].config["num_class_embeds"]  # type: ignore[index]
+        if classes is None:
+            return None
+        if "labels" not in self.batch:
+            raise HfgenError(
+                f"model.{role}.num_class_embeds: is {classes}, but the data has no labels"
+            )
+        return self.batch["labels"]
+
+    def _verdict(self, name: str) -> Any:
+        if name not in self._verdicts:
+            # The generator's loss takes the discriminator's view of real images as a constant.
+            constant = self.side == "generator" and name == "real"
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
+                self._verdicts[name] = self.judge(self._view(name))
+        return self._verdicts[name]
+
+    def _view(self, name: str) -> Tensor:
+        return self.augment(
+            self.real if name == "real" else self.fake, self.rng.fork("augment", name)
+        )
