@@ -10,7 +10,7 @@ as one standalone file each, and names those files in the index:
     vae_pipeline__1a2b3c4d.py
     vae/config.json  vae/vae_mlp__5e6f7a8b.py  vae/diffusion_pytorch_model.safetensors
 
-The file names carry a hash of the content, since diffusers copies the code of all local folders
+The file names carry a hash of the code, since diffusers copies the code of all local folders
 into one flat cache, where a file of the same name would replace another's code.
 """
 
@@ -24,8 +24,8 @@ import json
 import os
 import re
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
@@ -36,7 +36,7 @@ from diffusers.utils.torch_utils import is_compiled_module
 from huggingface_hub import file_exists
 
 HASHED = re.compile(r"(?P<stem>\w+)__[0-9a-f]{8}")
-"""Name of an exported file: stem of the source file, two underscores, 8 digits of the hash."""
+"""Name of an exported file: stem of the source file, two underscores, 8 digits of a hash."""
 
 _Base = DiffusionPipeline if TYPE_CHECKING else object
 
@@ -53,6 +53,7 @@ class SelfContainedMixin(_Base):
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any):
         """As in diffusers. With ``trust_remote_code=True`` the repository's code runs; without it
         only installed code does, and a ValueError says so where the two differ."""
+        kwargs = {"use_safetensors": True, **kwargs}  # no stranger's pickle
         if kwargs.get("trust_remote_code"):
             return DiffusionPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
@@ -116,7 +117,7 @@ def _read_card(folder: str | None) -> str | None:
 # ------------------------------------------------------------------------- saving
 
 
-def is_component(entry: Any) -> TypeGuard[Sequence[str]]:
+def is_component(entry: Any) -> TypeGuard[list[str]]:
     """Whether a value of ``model_index.json`` names a component: ``[library, class]``."""
     return isinstance(entry, list | tuple) and len(entry) == 2
 
@@ -142,8 +143,26 @@ def write_code(cls: type, folder: Path) -> list[str]:
 def export_name(module: str, code: str | None = None) -> str:
     """Stem of the exported file of ``module``: ``vae_mlp__5e6f7a8b``."""
     code = standalone(module) if code is None else code
-    digest = hashlib.sha256(code.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(repr(_meaning(ast.parse(code))).encode()).hexdigest()[:8]
     return f"{_stem(module.rsplit('.', 1)[-1])}__{digest}"
+
+
+def _meaning(value: Any) -> Any:
+    """What of a syntax tree is run: no comments, docstrings or positions, and nothing that only
+    some versions of Python put there. So a better docstring does not make an old file look foreign.
+    """
+    if isinstance(value, list):
+        return [_meaning(item) for item in value if not _is_text(item)]
+    if not isinstance(value, ast.AST):
+        return repr(value)
+    fields = [(name, _meaning(part)) for name, part in ast.iter_fields(value) if part is not None]
+    kept = [field for field in fields if field[0] not in ("ctx", "kind") and field[1] != []]
+    return (type(value).__name__, kept)
+
+
+def _is_text(node: Any) -> bool:
+    """A string that stands alone: documentation."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
 
 
 def _stem(name: str) -> str:
@@ -169,42 +188,44 @@ def use_installed(index: dict[str, Any], pipeline: type, where: str) -> dict[str
         ValueError: the repository's code is not installed, or differs from what is.
     """
     index = dict(index)
-    saved_by = index.get("_hfgen_version", "an unknown version")
+    saved_by = index.get("_hfgen_version")
     class_name = index.get("_class_name")
     if is_component(class_name):
         if class_name[1] == pipeline.__name__:
-            _same_module(class_name[0], [pipeline.__module__], where, saved_by)
+            same_module(class_name[0], [pipeline.__module__], where, saved_by)
         index["_class_name"] = pipeline.__name__
     for name, entry in index.items():
         if is_component(entry) and HASHED.fullmatch(str(entry[0])):
-            candidates = _installed_modules(*entry)
-            module = _same_module(entry[0], candidates, f"{where}/{name}", saved_by)
+            candidates = installed_modules("models", *entry)
+            module = same_module(entry[0], candidates, f"{where}/{name}", saved_by)
             LOADABLE_CLASSES.setdefault(module, {})  # or the download takes it for a missing file
             index[name] = [module, entry[1]]
     return index
 
 
-def _installed_modules(exported: str, class_name: str) -> list[str]:
-    """Modules that an exported file may come from: one of our models, or imported already."""
+def installed_modules(room: str, exported: str, class_name: str) -> list[str]:
+    """Modules that an exported file may come from: one in our ``room``, or imported already."""
     stem = _stem(exported)
-    models = f"{__package__.rpartition('.')[0]}.models" if __package__ else ""
-    if models and importlib.util.find_spec(models) and importlib.util.find_spec(f"{models}.{stem}"):
-        importlib.import_module(f"{models}.{stem}")
+    root = (__package__ or "").rpartition(".")[0]
+    if root and importlib.util.find_spec(f"{root}.{room}"):
+        if importlib.util.find_spec(f"{root}.{room}.{stem}"):
+            importlib.import_module(f"{root}.{room}.{stem}")
     same_stem = [name for name in list(sys.modules) if name.rpartition(".")[2] == stem]
     found = [(name, getattr(sys.modules[name], class_name, None)) for name in same_stem]
     return [name for name, cls in found if isinstance(cls, type) and cls.__module__ == name]
 
 
-def _same_module(exported: str, candidates: list[str], where: str, saved_by: str) -> str:
-    """The candidate whose export has the same name, hence the same content."""
+def same_module(exported: str, candidates: list[str], where: str, saved_by: str | None) -> str:
+    """The candidate whose export has the same name, hence the same content; else a ValueError."""
     names = [export_name(module) for module in candidates]
     if exported in names:
         return candidates[names.index(exported)]
     version = getattr(_root_package(__name__), "__version__", None)
     here = f"installed is {' and '.join(names)}.py" if names else "no such code is installed"
     raise ValueError(
-        f"{where} brings its own code, {exported}.py (saved by hfgen {saved_by}), but {here} "
-        f"(hfgen {version}): read it, then pass trust_remote_code=True to run it"
+        f"{where} brings its own code, {exported}.py (saved by hfgen {saved_by or '?'}), but {here}"
+        f" (hfgen {version or 'is not installed'}): read that file, then pass "
+        "trust_remote_code=True to run it"
     )
 
 
@@ -239,7 +260,7 @@ class _Statement:
     text: str
     defines: set[str]
 
-    @property
+    @cached_property
     def uses(self) -> set[str]:
         return {node.id for node in ast.walk(self.node) if isinstance(node, ast.Name)}
 
@@ -269,9 +290,18 @@ class _Source:
         source._parse(module.__package__ or "")
         return source
 
-    @property
-    def defines(self) -> set[str]:
-        return set().union(*(statement.defines for statement in self.statements))
+    @cached_property
+    def defines(self) -> dict[str, list[_Statement]]:
+        """Name -> the statements that bind or extend it."""
+        table: dict[str, list[_Statement]] = {}
+        for statement in self.statements:
+            for name in statement.defines:
+                table.setdefault(name, []).append(statement)
+        return table
+
+    @cached_property
+    def bound(self) -> set[str]:
+        return {*self.imports, *self.plain_imports, *self.defines}
 
     def is_ours(self, module: str) -> bool:
         return module.split(".")[0] in self.ours
@@ -286,7 +316,7 @@ class _Source:
                 self._parse_import(node)
             elif isinstance(node, ast.ImportFrom):
                 self._parse_import_from(node, package)
-            elif not (isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)):
+            elif not _is_text(node):
                 self.statements.append(_Statement(node, text, _defined(node)))
             elif self.statements:  # the documentation of the name above it
                 self.statements[-1].text += "\n" + text
@@ -319,7 +349,7 @@ class _Inliner:
         self.root = root
         self.sources = {root.name: root}
         self.needs: dict[str, set[str]] = {root.name: set()}  # module -> modules
-        self.wanted: dict[str, set[str]] = {root.name: root.defines}  # module -> names
+        self.wanted: dict[str, set[str]] = {root.name: set(root.defines)}  # module -> names
         self.plain: set[str] = set()
         self.members: dict[str, tuple[str, str]] = {}
         self.owner = dict.fromkeys(root.defines, root.name)
@@ -344,14 +374,13 @@ class _Inliner:
     def _collect_definition(self, source: _Source, name: str) -> None:
         if name in self.wanted[source.name]:
             return
-        found = [statement for statement in source.statements if name in statement.defines]
-        if not found:
+        if name not in source.defines:
             raise ValueError(f"{source.name} defines no {name!r} that an export could inline")
         self._claim(name, source.name)
         self.wanted[source.name].add(name)
-        bound = {*source.imports, *source.plain_imports, *source.defines}
-        for used in sorted(set().union(*(s.uses | s.defines for s in found)) & bound):
-            self._collect(source, used)
+        for statement in source.defines[name]:
+            for used in sorted((statement.uses | statement.defines) & source.bound):
+                self._collect(source, used)
 
     def _load(self, module: str) -> _Source:
         if module not in self.sources:
@@ -377,7 +406,8 @@ class _Inliner:
         parts = [self.root.docstring] if self.root.docstring else []
         parts += ["from __future__ import annotations"] if future else []
         parts += ["\n".join([*sorted(self.plain), *_member_imports(self.members)])]
-        for name in TopologicalSorter(self.needs).static_order():
+        graph = {name: sorted(self.needs[name]) for name in sorted(self.needs)}  # one order always
+        for name in TopologicalSorter(graph).static_order():
             source, wanted = self.sources[name], self.wanted[name]
             kept = [s.text for s in source.statements if s.defines & wanted or source is self.root]
             if kept:
