@@ -161,6 +161,9 @@ class Decoder:
             return self.decode(hint, value, path)  # type: ignore[arg-type]
         if not _fits(hint, value, self.choices):
             raise self._error(path, f"expected {_describe(hint)}, got {value!r}")
+        if get_origin(hint) in (list, tuple) and get_args(hint)[0] in self.choices:
+            part = get_args(hint)[0]
+            return tuple(self._choice(part, v, f"{path}[{i}]") for i, v in enumerate(value))
         members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         special = [m for m in members if m in self.choices or dataclasses.is_dataclass(m)]
         if special and value is not None:

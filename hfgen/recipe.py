@@ -55,6 +55,8 @@ def choices() -> Choices:
     from hfgen.likelihoods import LIKELIHOODS, Likelihood
     from hfgen.objectives.diffusion_times import TIME_SAMPLERS, TimeSampler
     from hfgen.objectives.diffusion_weightings import WEIGHTINGS, Weighting
+    from hfgen.objectives.gan_augment import AUGMENTATIONS, Augmentation
+    from hfgen.objectives.gan_regularizers import REGULARIZERS, Regularizer
     from hfgen.objectives.vae_penalties import PENALTIES, Penalty
 
     return {
@@ -63,6 +65,8 @@ def choices() -> Choices:
         TimeSampler: TIME_SAMPLERS,
         Weighting: WEIGHTINGS,
         Penalty: PENALTIES,
+        Regularizer: REGULARIZERS,
+        Augmentation: AUGMENTATIONS,
     }
 
 

@@ -29,3 +29,7 @@ class Augmentation(ABC):
     def modules(self) -> dict[str, nn.Module]:
         """State, by role; none by default."""
         return {}
+
+
+AUGMENTATIONS: dict[str, type[Augmentation]] = {}
+"""Names for recipes."""

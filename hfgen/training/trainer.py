@@ -104,6 +104,8 @@ class Trainer:
         self._phases = objective.phases
         roles = sorted({role for phase in self._phases for role in phase.trains})
         self.models: dict[str, nn.Module] = {role: models[role] for role in roles}
+        state = [role for role in objective.extra_models() if role not in roles]
+        self._state: dict[str, nn.Module] = {role: models[role] for role in state}
         self._place(models)
         self._emas = [
             EMA({role: self.models[role] for role in exported if role in roles}, half_life, ema.rampup_ratio)
@@ -297,7 +299,7 @@ class Trainer:
 
     def _modules_to_save(self) -> dict[str, nn.Module]:
         averages = {f"ema{i}-{role}": m for i, ema in enumerate(self._emas) for role, m in ema.models.items()}
-        return {**self.models, **averages}
+        return {**self.models, **self._state, **averages}
 
     # -- processes and devices -----------------------------------------------------------------------------------------
 
