@@ -25,6 +25,7 @@ RECIPES = Path(__file__).parent / "recipes"
 MODELS: dict[str, str] = {
     "MLPVAE": "hfgen.models.vae_mlp:MLPVAE",
     "ConvVAE": "hfgen.models.vae_conv:ConvVAE",
+    "VQVAE": "hfgen.models.vae_vq:VQVAE",
     "DCGANGenerator": "hfgen.models.gan_dcgan:DCGANGenerator",
     "DCGANDiscriminator": "hfgen.models.gan_dcgan:DCGANDiscriminator",
 }
@@ -45,6 +46,7 @@ OBJECTIVES: dict[str, str] = {
     "ciwae": "hfgen.objectives.vae_bounds:CIWAE",
     "dreg": "hfgen.objectives.vae_bounds:DReG",
     "stl": "hfgen.objectives.vae_bounds:StickingTheLanding",
+    "vq": "hfgen.objectives.vae_vq:VectorQuantized",
     "gan": "hfgen.objectives.gan:GAN",
     "diffusion": "hfgen.objectives.diffusion:Diffusion",
 }

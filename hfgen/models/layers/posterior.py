@@ -98,6 +98,33 @@ class DiagonalGaussian(Posterior):
         return DiagonalGaussian(self.mean.detach(), self.logvar.detach())
 
 
+class Deterministic(Posterior):
+    """All mass on one latent, as an autoencoder or a quantiser has it; it has no density.
+
+    Args:
+        latents: [B, *latent].
+    """
+
+    def __init__(self, latents: Tensor):
+        self.latents = latents
+
+    @property
+    def noise_shape(self) -> torch.Size:
+        return self.latents.shape
+
+    def rsample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        raise ValueError("a deterministic encoder has no density: an objective with a KL needs one")
+
+    def mode(self) -> Tensor:
+        return self.latents
+
+    def kl_terms(self) -> None:
+        return None
+
+    def sample(self, generator: torch.Generator | list[torch.Generator] | None = None) -> Tensor:
+        return self.latents
+
+
 @dataclass
 class VAEOutput(BaseOutput):
     """A VAE's ``forward``.

@@ -1,0 +1,133 @@
+"""A convolutional autoencoder with a discrete latent map."""
+
+from __future__ import annotations
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from hfgen.models.layers.conditioning import one_hot_labels
+from hfgen.models.layers.conv import DownBlock, UpBlock, group_norm
+from hfgen.models.layers.posterior import Deterministic, VAEOutput
+from hfgen.models.layers.vq import Quantized, build_quantizer
+
+
+class VQVAE(ModelMixin, ConfigMixin):
+    """Residual encoder, quantiser, residual decoder (van den Oord et al. 2017).
+
+    The latent map has the image's size halved once per entry of ``block_out_channels``.
+
+    Args:
+        sample_size: side of the square image in pixels.
+        in_channels: channels of the image.
+        out_channels: channels of the decoder's output (the likelihood's parameters); those of the
+            image when None.
+        block_out_channels: channels after each halving.
+        layers_per_block: residual blocks per resolution.
+        quantizer: its ``type`` ("vq", "residual", "fsq", "lfq") and arguments; a codebook of 512
+            vectors of 32 by default.
+        num_class_embeds: number of classes; labels join the image and the latent map as constant
+            planes.
+    """
+
+    _supports_gradient_checkpointing = True
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int = 28,
+        in_channels: int = 1,
+        out_channels: int | None = None,
+        block_out_channels: tuple[int, ...] = (64, 128),
+        layers_per_block: int = 1,
+        quantizer: dict | None = None,
+        num_class_embeds: int | None = None,
+    ):
+        super().__init__()
+        if sample_size < 2 ** len(block_out_channels):
+            raise ValueError(
+                f"VQVAE: sample_size {sample_size} is too small to halve "
+                f"{len(block_out_channels)} times (block_out_channels={tuple(block_out_channels)})"
+            )
+        self.gradient_checkpointing = False
+        classes = num_class_embeds or 0
+        sizes = [sample_size]
+        for _ in block_out_channels:
+            sizes.append((sizes[-1] + 1) // 2)
+        widths = [in_channels + classes, *block_out_channels]
+        ends = [out_channels or in_channels, *widths[1:]]
+        levels = range(len(block_out_channels))
+        self.codebook = build_quantizer(quantizer or {"type": "vq"})
+        self.size = sizes[-1]
+        self.down_blocks = nn.ModuleList(
+            [DownBlock(widths[i], widths[i + 1], layers_per_block) for i in levels]
+        )
+        self.to_latents = nn.Sequential(
+            group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], self.codebook.dim, 1)
+        )
+        self.from_latents = nn.Conv2d(self.codebook.dim + classes, widths[-1], 1)
+        self.up_blocks = nn.ModuleList(
+            [UpBlock(ends[i + 1], ends[i], layers_per_block, sizes[i]) for i in reversed(levels)]
+        )
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one latent map."""
+        return (self.codebook.dim, self.size, self.size)
+
+    def _run(self, block: nn.Module, h: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and self.gradient_checkpointing:
+            return self._gradient_checkpointing_func(block, h)  # type: ignore[misc]
+        return block(h)
+
+    def _with_labels(self, h: Tensor, class_labels: Tensor | None) -> Tensor:
+        labels = one_hot_labels(class_labels, self.config["num_class_embeds"], len(h), h)
+        return torch.cat([h, labels[:, :, None, None].expand(-1, -1, *h.shape[2:])], dim=1)
+
+    def encode_map(self, x: Tensor, class_labels: Tensor | None = None) -> Tensor:
+        """Images [B, C, H, W] in [-1, 1] -> latents before quantisation, [B, *latent_shape]."""
+        size = self.config["sample_size"]
+        expected = (self.config["in_channels"], size, size)
+        if tuple(x.shape[1:]) != expected:
+            raise ValueError(f"VQVAE: images must be [B, {expected}], got {tuple(x.shape)}")
+        h = self._with_labels(x, class_labels)
+        for block in self.down_blocks:
+            h = self._run(block, h)
+        return self.to_latents(h)
+
+    def quantize(self, latents: Tensor) -> Quantized:
+        """Latents [B, *latent_shape] -> codes of the same shape, indices and losses."""
+        return self.codebook(latents)
+
+    def encode(
+        self, x: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> AutoencoderKLOutput | tuple[Deterministic]:
+        """Images [B, C, H, W] in [-1, 1] -> ``latent_dist``, all mass on the codes.
+
+        Raises:
+            ValueError: images of another size, or labels that do not fit the model.
+        """
+        posterior = Deterministic(self.quantize(self.encode_map(x, class_labels)).codes)
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)  # type: ignore[arg-type]
+
+    def decode(
+        self, z: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> DecoderOutput | tuple[Tensor]:
+        """Codes [B, *latent_shape] -> ``sample``, the likelihood's parameters [B, out, H, W]."""
+        h = self.from_latents(self._with_labels(z, class_labels))
+        for block in self.up_blocks:
+            h = self._run(block, h)
+        return DecoderOutput(sample=h) if return_dict else (h,)
+
+    def forward(
+        self, sample: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
+    ) -> VAEOutput | tuple:
+        """Reconstruct: encode, quantise, decode."""
+        posterior = self.encode(sample, class_labels, return_dict=False)[0]
+        params = self.decode(posterior.mode(), class_labels, return_dict=False)[0]
+        return (
+            VAEOutput(sample=params, latent_dist=posterior) if return_dict else (params, posterior)
+        )

@@ -1,0 +1,74 @@
+"""Autoencoders with a codebook."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hfgen.errors import HfgenError
+from hfgen.likelihoods import Gaussian, Likelihood
+from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
+from hfgen.objectives.vae import label_arguments, log_likelihood, require
+from hfgen.rng import Rng
+
+
+def perplexity(indices: Tensor, vocabulary: int) -> Tensor:
+    """exp of the entropy of code use in a batch: how many codes do the work, in [1, vocabulary]."""
+    counts = torch.bincount(indices.flatten(), minlength=vocabulary).float()
+    share = counts / counts.sum()
+    return torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorQuantized(Objective):
+    """-ln p(x|e) + ||sg(z) - e||^2 + commitment ||z - sg(e)||^2 (van den Oord et al. 2017, eq. 3).
+
+    All terms are sums per image, averaged over the batch: none depends on its size. Role ``vae``: a
+    model with ``encode_map``, ``quantize`` and ``decode`` (VQVAE). What the codebook learns from,
+    and whether there is one, is the model's ``quantizer``; the log tells how many codes are in use.
+
+    Args:
+        likelihood: p(x | decoder output).
+        commitment: weight of the commitment; none is needed for FSQ.
+        entropy: weight of LFQ's entropy term, in nats per image.
+    """
+
+    likelihood: Likelihood = field(default_factory=Gaussian)
+    commitment: float = 0.25
+    entropy: float = 0.0
+
+    def __post_init__(self) -> None:
+        require("commitment", self.commitment, 0)
+        require("entropy", self.entropy, 0)
+
+    @property
+    def phases(self) -> tuple[Phase, ...]:
+        return (Phase(name="vae", trains=("vae",)),)
+
+    def loss(
+        self, phase: str, models: Mapping[str, nn.Module], batch: Batch, rng: Rng, clock: Clock
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        vae: Any = models["vae"]
+        images, labels = batch["images"], label_arguments(vae, batch)
+        vae.codebook.advance(clock.step)
+        latents = vae.encode_map(images, **labels)
+        try:
+            vae.codebook.start_from(latents)
+        except ValueError as error:
+            raise HfgenError(f"model.vae.{error}") from None
+        quantized = vae.quantize(latents)
+        params = vae.decode(quantized.codes, **labels).sample
+        reconstruction = -log_likelihood(self.likelihood, images, params)
+        loss = reconstruction + quantized.codebook + self.commitment * quantized.commitment
+        loss = loss.mean() + self.entropy * quantized.entropy
+        vocabulary = vae.codebook.num_embeddings
+        uses = [perplexity(level, vocabulary) for level in quantized.indices.unbind(-1)]
+        logs = {"loss": loss, "reconstruction": reconstruction, "commitment": quantized.commitment}
+        logs |= {"perplexity": torch.stack(uses).mean()}
+        if self.entropy:
+            logs["entropy"] = quantized.entropy
+        return loss, detach(logs)
