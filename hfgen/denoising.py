@@ -32,7 +32,7 @@ def like_image(values: Tensor, image: Tensor) -> Tensor:
     return values.reshape(-1, *([1] * (image.dim() - 1)))
 
 
-class Path(ABC):
+class ProbabilityPath(ABC):
     """x_t = alpha(t) x + sigma(t) n; its time ``t`` grows with the noise, in a unit of its own."""
 
     @abstractmethod
@@ -71,7 +71,7 @@ class Path(ABC):
 
 
 @dataclass(frozen=True, eq=False)
-class DiscretePath(Path):
+class DiscretePath(ProbabilityPath):
     """The variance-preserving chain of DDPM (Ho et al. 2020, eq. 4): t in {0, ..., T-1}.
 
     alpha^2 = alphas_cumprod, the scheduler's own table, whatever its noise schedule (linear, scaled
@@ -120,7 +120,7 @@ class DiscretePath(Path):
 
 
 @dataclass(frozen=True)
-class LinearPath(Path):
+class LinearPath(ProbabilityPath):
     """Rectified flow (Liu et al. 2022; Lipman et al. 2022): x_t = (1 - t) x + t n, t in [0, 1].
 
     Args:
@@ -150,7 +150,7 @@ class LinearPath(Path):
 
 
 @dataclass(frozen=True)
-class TrigPath(Path):
+class TrigPath(ProbabilityPath):
     """cos(t) x + sin(t) n, t in [0, pi/2] (GVP of Ma et al. 2024; TrigFlow of Lu & Song 2024)."""
 
     def alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -168,7 +168,7 @@ class TrigPath(Path):
 
 
 @dataclass(frozen=True)
-class VEPath(Path):
+class VEPath(ProbabilityPath):
     """Variance exploding (Song et al. 2021, eq. 30): x_t = x + t n, where the time is sigma
     itself.
     """
@@ -211,7 +211,7 @@ class EDMPath(VEPath):
         return torch.exp(4 * time / self.noise_scale)
 
 
-PATHS: dict[str, type[Path]] = {
+PATHS: dict[str, type[ProbabilityPath]] = {
     "discrete": DiscretePath,
     "linear": LinearPath,
     "trig": TrigPath,
@@ -355,7 +355,7 @@ PREDICTIONS: dict[str, type[Prediction]] = {
 class Parameterisation:
     """A path and a prediction: all that turns a network into a denoiser."""
 
-    path: Path
+    path: ProbabilityPath
     prediction: Prediction = field(default_factory=Epsilon)
 
     def target(self, x: Tensor, noise: Tensor, t: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 from hfgen.denoising import Parameterisation
 
 Network = Callable[[Tensor, Tensor], Tensor]
-"""(input [B, C, H, W], time [B]), both as ``Path.model_input`` gives them, -> output."""
+"""(input [B, C, H, W], time [B]), both as ``ProbabilityPath.model_input`` gives them, -> output."""
 
 Field = Callable[[Tensor, Tensor], Tensor]
 """dz/dphi of (z, phi [])."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfgen.denoising import Path
+from hfgen.denoising import ProbabilityPath
 from hfgen.rng import Rng
 
 
@@ -17,7 +17,7 @@ class TimeSampler(ABC):
     """Draws one time of ``path`` per image. Concrete ones are frozen dataclasses."""
 
     @abstractmethod
-    def sample(self, rng: Rng, batch: int, path: Path) -> Tensor:
+    def sample(self, rng: Rng, batch: int, path: ProbabilityPath) -> Tensor:
         """Times [batch] in the unit of ``path``, with the draw named ``t``."""
 
 
@@ -25,7 +25,7 @@ class TimeSampler(ABC):
 class UniformTime(TimeSampler):
     """Uniform over the path: over the T steps of a chain (Ho et al. 2020, algorithm 1), or time."""
 
-    def sample(self, rng: Rng, batch: int, path: Path) -> Tensor:
+    def sample(self, rng: Rng, batch: int, path: ProbabilityPath) -> Tensor:
         return path.at(rng.rand("t", (batch,)))
 
 
@@ -44,7 +44,7 @@ class LogNormalTime(TimeSampler):
         if self.std <= 0:
             raise ValueError(f"std of the log-normal time must be positive, got {self.std}")
 
-    def sample(self, rng: Rng, batch: int, path: Path) -> Tensor:
+    def sample(self, rng: Rng, batch: int, path: ProbabilityPath) -> Tensor:
         ratio = torch.exp(self.mean + self.std * rng.randn("t", (batch,)))
         return path.snap(path.at_ratio(ratio))
 
@@ -60,7 +60,7 @@ class LogitNormalTime(TimeSampler):
         if self.std <= 0:
             raise ValueError(f"std of the logit-normal time must be positive, got {self.std}")
 
-    def sample(self, rng: Rng, batch: int, path: Path) -> Tensor:
+    def sample(self, rng: Rng, batch: int, path: ProbabilityPath) -> Tensor:
         return path.at(torch.sigmoid(self.mean + self.std * rng.randn("t", (batch,))))
 
 
@@ -79,7 +79,7 @@ class ModeTime(TimeSampler):
         if not -1 <= self.scale <= 2 / (math.pi - 2):
             raise ValueError(f"scale of the mode time must be in [-1, 1.7519], got {self.scale}")
 
-    def sample(self, rng: Rng, batch: int, path: Path) -> Tensor:
+    def sample(self, rng: Rng, batch: int, path: ProbabilityPath) -> Tensor:
         u = rng.rand("t", (batch,))
         return path.at(1 - u - self.scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u))
 

@@ -25,7 +25,7 @@ from hfgen.denoising import (
     Flow,
     LinearPath,
     Parameterisation,
-    Path,
+    ProbabilityPath,
     TrigPath,
     Velocity,
     VEPath,
@@ -42,7 +42,7 @@ EXAMPLES = {
 SHARES = torch.linspace(0.02, 0.98, 25, dtype=torch.float64)
 
 
-def noisy(path: Path) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def noisy(path: ProbabilityPath) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     x = torch.rand(25, 3, 4, 4, generator=generator, dtype=torch.float64) * 2 - 1
     noise = torch.randn(x.shape, generator=generator, dtype=torch.float64)
