@@ -28,6 +28,8 @@ MODELS: dict[str, str] = {
     "VQVAE": "hfgen.models.vae_vq:VQVAE",
     "DCGANGenerator": "hfgen.models.gan_dcgan:DCGANGenerator",
     "DCGANDiscriminator": "hfgen.models.gan_dcgan:DCGANDiscriminator",
+    "R3GANGenerator": "hfgen.models.gan_r3gan:R3GANGenerator",
+    "R3GANDiscriminator": "hfgen.models.gan_r3gan:R3GANDiscriminator",
 }
 """Components by class name, beside every model and scheduler class of diffusers."""
 

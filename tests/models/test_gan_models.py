@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hfgen.models.gan_dcgan import DCGANDiscriminator, DCGANGenerator
+from hfgen.models.gan_r3gan import R3GANDiscriminator, R3GANGenerator
 from hfgen.models.layers.gan import stages
 
 PAIRS = {
@@ -14,6 +15,12 @@ PAIRS = {
         DCGANDiscriminator,
         {"channels": 8, "latent_dim": 6},
         {"channels": 8},
+    ),
+    "r3gan": (
+        R3GANGenerator,
+        R3GANDiscriminator,
+        {"channels": 16, "num_layers": 1, "latent_dim": 6},
+        {"channels": 16, "num_layers": 1},
     ),
 }
 
@@ -48,9 +55,11 @@ def test_every_parameter_learns(name):
     labels = torch.tensor([0, 1, 2, 0])
     z = torch.randn(4, generator.config.latent_dim)
     discriminator(generator(z, labels).sample, labels).logits.square().sum().backward()
+    zero = {"r3gan": ("expand", "spatial", "act1", "act2")}.get(name, ())  # behind a zero layer
     for model in (generator, discriminator):
         for key, parameter in model.named_parameters():
             assert parameter.grad is not None and torch.isfinite(parameter.grad).all(), key
+            assert parameter.grad.any() or any(part in key for part in zero), key
 
 
 @pytest.mark.parametrize("name", PAIRS)
