@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VALIDATION_NAMES = ("validation", "val", "valid", "dev", "test")
+SPLIT_FOLDERS = frozenset(
+    "train training test testing eval evaluation dev val valid validation".split()
+)
 STREAM_HELD_OUT = 1000
 """Images held out from the beginning of a stream."""
 
@@ -161,7 +164,7 @@ def _open(location: Location, config: DataConfig, *, streaming: bool) -> dict:
             if location.kind == "saved":
                 return _saved(load_from_disk(location.path), streaming)
             if location.kind == "imagefolder":
-                return load_dataset("imagefolder", data_dir=location.path, **options)
+                return _folder(load_dataset("imagefolder", data_dir=location.path, **options))
             if location.kind == "hub":
                 return load_dataset(location.path, config.name, revision=config.revision, **options)
             if Path(location.path).is_file():
@@ -169,6 +172,13 @@ def _open(location: Location, config: DataConfig, *, streaming: bool) -> dict:
             return load_dataset(location.path, config.name, **options)
     except (DatasetsError, OSError, ValueError, RuntimeError) as error:
         raise _one_line(location, config, error) from error
+
+
+def _folder(splits: Any) -> Any:
+    """Without the labels that `datasets` makes of the folders ``train`` and ``test``."""
+    feature = next(iter(splits.values())).features.get("label")
+    names = getattr(feature, "names", None)  # of a ClassLabel
+    return splits.remove_columns("label") if names and SPLIT_FOLDERS.issuperset(names) else splits
 
 
 def _saved(saved: Any, streaming: bool) -> dict:
