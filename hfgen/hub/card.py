@@ -184,9 +184,20 @@ def load_lines(facts: Facts, repo_id: str) -> str:
         [
             "from diffusers import DiffusionPipeline",
             f'pipeline = DiffusionPipeline.from_pretrained("{repo_id}"{trust})',
-            "image = pipeline().images[0]",
+            f"image = pipeline({_call(facts)}).images[0]",
         ]
     )
+
+
+def _call(facts: Facts) -> str:
+    """Arguments without which the pipeline makes no image."""
+    arguments = ['"a picture"'] if facts.task == "text-to-image" else []
+    if facts.config_value("num_class_embeds") or facts.config_value("num_embeds_ada_norm"):
+        arguments.append("class_labels=[0]")
+    steps = facts.config_value("num_train_timesteps")
+    if steps and steps < 1000:  # the default number of steps of diffusers' pipelines
+        arguments.append(f"num_inference_steps={steps}")
+    return ", ".join(arguments)
 
 
 def render(facts: Facts, repo_id: str, license_name: str) -> str:
@@ -293,15 +304,9 @@ def result_row(result: Result) -> dict[str, str]:
 
 
 def _parameter_rows(facts: Facts) -> list[dict[str, Any]]:
-    types = {
-        name: value[1]
-        for name, value in facts.index.items()
-        if isinstance(value, list) and len(value) == 2
-    }
+    types = {name: cls for name, (_, cls) in components(facts.index).items()}
     counted = [(name, count) for name, count in facts.parameters.items() if count]
-    return [
-        {"component": name, "type": types[name], "parameters": count} for name, count in counted
-    ]
+    return [{"component": name, "type": types[name], "parameters": n} for name, n in counted]
 
 
 def _license_text(name: str) -> str:

@@ -74,6 +74,15 @@ class Facts:
         """What the recipe names as its data; "" for a bare pipeline."""
         return str(self.recipe.get("data", {}).get("path", ""))
 
+    def config_value(self, key: str) -> Any:
+        """The value of ``key`` in the first component config that sets it; None without one."""
+        for name in components(self.index):
+            for path in sorted((self.shared.pipeline / name).glob("*config.json")):
+                value = _read_json(path).get(key)
+                if value is not None:
+                    return value
+        return None
+
     def picture_files(self) -> list[Path]:
         return pictures(self.shared.run or self.shared.pipeline)
 

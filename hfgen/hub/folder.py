@@ -9,9 +9,10 @@ import importlib.util
 import json
 import re
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import yaml
 from packaging.version import Version
@@ -48,7 +49,7 @@ def collect(folder: str | Path) -> Shared:
     run = folder if (folder / "pipeline").is_dir() else None
     pipeline = folder / "pipeline" if run else folder
     check_pipeline(pipeline)
-    files = {path.relative_to(pipeline).as_posix(): path for path in _visible(pipeline)}
+    files = visible_files(pipeline)
     if run:
         files |= {
             name: run / name for name in ("recipe.yaml", "metrics.json") if (run / name).is_file()
@@ -72,13 +73,15 @@ def pictures(run: Path) -> list[Path]:
     return [found[name] for name in CARD_PICTURES if name in found]
 
 
-def _visible(folder: Path) -> Iterator[Path]:
+def visible_files(folder: Path) -> dict[str, Path]:
+    """Path inside ``folder`` -> file, without hidden ones and Python's caches."""
+    found = {}
     for path in sorted(folder.rglob("*")):
         parts = path.relative_to(folder).parts
-        if path.is_file() and not any(
-            part.startswith(".") or part == "__pycache__" for part in parts
-        ):
-            yield path
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in parts)
+        if path.is_file() and not hidden:
+            found["/".join(parts)] = path
+    return found
 
 
 def check_pipeline(folder: Path) -> dict[str, object]:
@@ -109,18 +112,23 @@ def refuse_newer(index: dict[str, object], origin: str) -> None:
         )
 
 
-def components(index: dict[str, object]) -> dict[str, str]:
-    """Component -> its library or code file, of a parsed ``model_index.json``."""
-    pairs = {
-        name: value
-        for name, value in index.items()
-        if isinstance(value, list) and not name.startswith("_")
-    }
-    return {
-        name: str(value[0])
-        for name, value in pairs.items()
-        if len(value) == 2 and value[0] is not None
-    }
+def components(index: dict[str, object]) -> dict[str, tuple[str, str]]:
+    """Component -> (its library or code file, its class), of a parsed ``model_index.json``."""
+    pairs = {name: value for name, value in index.items() if not name.startswith("_")}
+    return {name: (str(pair[0]), str(pair[1])) for name, pair in pairs.items() if is_pair(pair)}
+
+
+def is_pair(value: object) -> TypeGuard[list[object]]:
+    """Whether a value of the index names a class: [library or code file, class]."""
+    return isinstance(value, list) and len(value) == 2 and value[0] is not None
+
+
+def index_entries(index: dict[str, object]) -> list[tuple[str, str]]:
+    """(library or code file, class) of the pipeline, when it names its own code, and of every
+    component."""
+    own = index["_class_name"]
+    first = [(str(own[0]), str(own[1]))] if is_pair(own) else []
+    return [*first, *components(index).values()]
 
 
 def check_yaml(files: dict[str, Path]) -> None:

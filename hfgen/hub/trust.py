@@ -1,0 +1,80 @@
+"""Code that comes with a model: it runs only after a person was asked, with the files named."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from hfgen.errors import HfgenError
+from hfgen.hub.fetch import fetch
+from hfgen.hub.folder import check_pipeline, code_files, index_entries, visible_files
+from hfgen.hub.load import load
+from hfgen.pipelines._self_contained import installed_modules  # pyright: ignore
+from hfgen.pipelines._standalone import meaning, standalone  # pyright: ignore
+
+
+def ask(source: str, files: list[str], *, trust_remote_code: bool = False) -> None:
+    """Return when the code of ``source`` may run: there is none, it was allowed, or a person at
+    the terminal says yes.
+
+    Raises HfgenError: the answer is no, or there is no terminal to ask at.
+    """
+    if not files or trust_remote_code:
+        return
+    named = ", ".join(files)
+    if not (sys.stdin and sys.stdin.isatty()):
+        raise HfgenError(
+            f"{source}: brings code of its own ({named}); read it, then add --trust-remote-code"
+        )
+    print(f"{source} brings code that would run on this machine:", file=sys.stderr)
+    for name in files:
+        print(f"  {name}", file=sys.stderr)
+    print("Run it? [y/N] ", end="", file=sys.stderr, flush=True)
+    if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+        raise HfgenError(f"{source}: its code ({named}) was not run, as you asked")
+
+
+def foreign_code(folder: Path) -> list[str]:
+    """The code files of a pipeline folder that run anything else than the installed classes do.
+
+    The whole code is compared, not the hash in its name; comments and docstrings do not count.
+    """
+    entries = index_entries(check_pipeline(folder))
+    foreign = []
+    for name in code_files(visible_files(folder)):
+        stem = Path(name).stem
+        room = "models" if "/" in name else "pipelines"
+        classes = [cls for library, cls in entries if library == stem]
+        modules = [module for cls in classes for module in installed_modules(room, stem, cls)]
+        code = _meaning((folder / name).read_text(encoding="utf-8"), f"{folder}/{name}")
+        if code not in [meaning(standalone(module)) for module in modules]:
+            foreign.append(name)
+    return foreign
+
+
+def _meaning(source: str, origin: str) -> str:
+    try:
+        return meaning(source)
+    except SyntaxError as error:
+        raise HfgenError(f"{origin}: line {error.lineno} is not valid Python") from None
+
+
+def load_asking(
+    path_or_id: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    token: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """A pipeline as ``hfgen.load`` gives it; where it needs code of its own, ``ask`` comes first.
+
+    Raises HfgenError: as ``hfgen.load``, ``fetch`` and ``ask``.
+    """
+    path = Path(path_or_id)
+    folder = path if path.is_dir() else fetch(str(path_or_id), revision=revision, token=token)
+    folder = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
+    foreign = foreign_code(folder)
+    ask(str(path_or_id), foreign, trust_remote_code=trust_remote_code)
+    return load(folder, trust_remote_code=bool(foreign), **kwargs)
