@@ -30,12 +30,14 @@ MODELS: dict[str, str] = {
     "DCGANDiscriminator": "hfgen.models.gan_dcgan:DCGANDiscriminator",
     "R3GANGenerator": "hfgen.models.gan_r3gan:R3GANGenerator",
     "R3GANDiscriminator": "hfgen.models.gan_r3gan:R3GANDiscriminator",
+    "PixelTransformer": "hfgen.models.transformer_pixel:PixelTransformer",
 }
 """Components by class name, beside every model and scheduler class of diffusers."""
 
 PIPELINES: dict[str, str] = {
     "VAEPipeline": "hfgen.pipelines.vae_pipeline:VAEPipeline",
     "GANPipeline": "hfgen.pipelines.gan_pipeline:GANPipeline",
+    "DenoisingPipeline": "hfgen.pipelines.diffusion_pipeline:DenoisingPipeline",
 }
 """Pipelines by class name, beside every pipeline class of diffusers."""
 
