@@ -86,7 +86,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
 
     from hfgen.build import build_components, build_pipeline, exported_roles
     from hfgen.data import BatchStream, load_source
-    from hfgen.samples import save_samples
+    from hfgen.samples import accepted, save_samples
     from hfgen.training.checkpoints import Checkpoints
     from hfgen.training.log import Log
     from hfgen.training.trainer import Hooks, Trainer
@@ -106,8 +106,11 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
 
     def sample(models: Mapping[str, Any], images_seen: int) -> None:
         target = recipe.folder / "samples" / f"{images_seen:010d}.png"
-        save_samples(pipeline(models), target, recipe.logging.num_sample_images, seed=config.seed)
+        pipe = pipeline(models)
+        steps = accepted(pipe, num_inference_steps=recipe.logging.num_inference_steps)
+        save_samples(pipe, target, recipe.logging.num_sample_images, seed=config.seed, **steps)
 
+    log = Log(accelerator, recipe.logging, recipe.folder, recipe.to_dict())
     trainer = Trainer(
         accelerator=accelerator,
         objective=recipe.objective,
@@ -123,7 +126,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         training=config,
         optimizer=recipe.optimizer,
         ema=recipe.ema,
-        log=Log(accelerator, recipe.logging, recipe.folder, recipe.to_dict()),
+        log=log,
         checkpoints=checkpoints,
         recipe=recipe.to_yaml(),
         hooks=Hooks(sample=sample),
@@ -135,7 +138,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         export(pipeline(trainer.averaged), recipe, recipe.folder / "pipeline")
         _say_end(recipe, stopped_by == 0, checkpoints.latest())
     accelerator.wait_for_everyone()
-    accelerator.end_training()
+    log.close()
     return Run(recipe.folder, stopped_by)
 
 

@@ -31,9 +31,15 @@ def draw(pipeline: Any, num_images: int, *, seed: int = 0, batch_size: int = 64,
 def _labels(pipeline: Any, numbers: range, options: dict[str, Any]) -> dict[str, Any]:
     """One class after the other, for a class-conditional pipeline that was given no labels."""
     classes = getattr(pipeline, "num_classes", None)
-    if not classes or "class_labels" in options or "class_labels" not in inspect.signature(pipeline.__call__).parameters:
+    if not classes or "class_labels" in options:
         return {}
-    return {"class_labels": [number % classes for number in numbers]}
+    return accepted(pipeline, class_labels=[number % classes for number in numbers])
+
+
+def accepted(pipeline: Any, **options: Any) -> dict[str, Any]:
+    """Those of ``options`` that the pipeline's call has a parameter for."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    return {name: value for name, value in options.items() if name in parameters}
 
 
 def grid(images: list[Image.Image], *, columns: int | None = None, padding: int = 2) -> Image.Image:

@@ -129,15 +129,18 @@ class LoggingConfig:
         report_to: trackers by name: tensorboard, trackio, wandb, or "none".
         logging_steps: how often the mean of the loss terms is written.
         num_sample_images: images in a sample grid.
+        num_inference_steps: steps of a diffusion sampler for these grids; an export samples with its own number.
     """
 
     report_to: str | list[str] = "none"
     project_name: str = "hfgen"
     logging_steps: int = 50
     num_sample_images: int = 64
+    num_inference_steps: int = 50
 
     def __post_init__(self) -> None:
-        _positive(logging_steps=self.logging_steps, num_sample_images=self.num_sample_images)
+        for name in ("logging_steps", "num_sample_images", "num_inference_steps"):
+            _positive(**{name: getattr(self, name)})
         known = {"tensorboard", "trackio", "wandb", "none"}
         for name in self.trackers or ("none",):
             if name not in known:

@@ -54,7 +54,8 @@ def _tensors(
 ) -> tuple[list[tuple[Tensor, Tensor]], list[tuple[Tensor, Tensor]]]:
     averaged, copied = [], []
     for old, new in zip(average.parameters(), model.parameters(), strict=True):
-        (averaged if new.is_floating_point() else copied).append((old.data, new.data))
+        # The parameters themselves, not their .data: DDP gives them new storage when it wraps them.
+        (averaged if new.is_floating_point() else copied).append((old, new))
     for old, new in zip(average.buffers(), model.buffers(), strict=True):
         copied.append((old, new))
     return averaged, copied

@@ -47,7 +47,9 @@ class Log:
         self._accelerator.log(values, step=step)
 
     def close(self) -> None:
-        self._accelerator.end_training()
+        """Let the trackers finish; the processes stay connected, for a program that trains again."""
+        for tracker in self._accelerator.trackers:
+            tracker.finish()
 
 
 class Progress:
