@@ -81,9 +81,7 @@ def _layout(table: Table, config: DataConfig) -> Layout:
         return _square(config.resolution, config.channels, config)
     headers = [found for found in _headers(table) if found is not None]
     if not headers:
-        raise HfgenError(
-            f"data.path: none of the {table.num_rows} images of {config.path!r} can be read"
-        )
+        raise HfgenError(f"data.path: no image of {config.path!r} can be read")
     return layout_of(headers, config)
 
 

@@ -6,6 +6,7 @@ import weakref
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from copy import deepcopy
 from itertools import islice
 from typing import NoReturn
 
@@ -84,8 +85,8 @@ class StreamingSource(Source):
         return StreamedDraws(self, total_batch_size, seed)
 
     def blocks(self, seed: int) -> Blocks:
-        """Its rows from the beginning, endlessly."""
-        return Blocks(self._table.rows, self._config.shuffle_buffer, seed)
+        """Its rows from the beginning, endlessly; each call has a position of its own."""
+        return Blocks(deepcopy(self._table.rows), self._config.shuffle_buffer, seed)
 
     def decode(self, batch: list[Mapping], start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Pixels and labels of the rows [start, stop) of a batch of undecoded rows."""
@@ -144,14 +145,15 @@ class Blocks:
         """Number of images, known after the first whole epoch."""
 
     def state_dict(self) -> dict:
-        """The position before the next block."""
-        return {"epoch": self._epoch, "block": self._block, "dataset": self._rows.state_dict()}
+        """The position before the next block; ``dataset`` is None at the start of an epoch."""
+        dataset = None if self._iterator is None else self._rows.state_dict()
+        return {"epoch": self._epoch, "block": self._block, "dataset": dataset}
 
     def load_state_dict(self, state: dict) -> None:
         self._epoch, self._block = state["epoch"], state["block"]
-        self._seen = None  # not from the start of an epoch
         self._rows.load_state_dict(state["dataset"])
-        self._iterator = self._start()
+        self._iterator = None if state["dataset"] is None else self._start()
+        self._seen = 0 if self._iterator is None else None  # None: not from its start
 
     def read(self) -> list[Mapping]:
         """The next block, shuffled."""

@@ -20,7 +20,7 @@ from hfgen.data.sampling import held_out_count, sample
 from hfgen.errors import HfgenError, one_of
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, Features
 
 logger = logging.getLogger(__name__)
 
@@ -83,10 +83,11 @@ def _table(rows: Any, identity: str, location: Location, config: DataConfig) -> 
 
     if rows.features is None:
         raise HfgenError(f"data.path {config.path!r}: its columns are not known before it is read")
-    columns = find_columns(rows.features, config)
+    columns = find_columns(_without_split_labels(rows.features), config)
     if not isinstance(rows, Dataset):
         columns = _of_stream(columns, config)
-    rows = rows.select_columns(columns.names()).cast_column(columns.image, Image(decode=False))
+    # in this order: a stream decodes images to select columns
+    rows = rows.cast_column(columns.image, Image(decode=False)).select_columns(columns.names())
     return Table(
         rows=rows,
         num_rows=len(rows) if isinstance(rows, Dataset) else None,
@@ -94,6 +95,16 @@ def _table(rows: Any, identity: str, location: Location, config: DataConfig) -> 
         identity=identity,
         credit=_credit(location, rows.info.license),
     )
+
+
+def _without_split_labels(features: Features) -> Features:
+    """Without the labels that `datasets` makes of folders named ``train`` and ``test``."""
+    from datasets import ClassLabel, Features
+
+    feature = features.get("label")
+    if not isinstance(feature, ClassLabel) or not SPLIT_FOLDERS.issuperset(feature.names):
+        return features
+    return Features({name: kept for name, kept in features.items() if name != "label"})
 
 
 def _of_stream(columns: Columns, config: DataConfig) -> Columns:
@@ -164,21 +175,14 @@ def _open(location: Location, config: DataConfig, *, streaming: bool) -> dict:
             if location.kind == "saved":
                 return _saved(load_from_disk(location.path), streaming)
             if location.kind == "imagefolder":
-                return _folder(load_dataset("imagefolder", data_dir=location.path, **options))
+                return load_dataset("imagefolder", data_dir=location.path, **options)
             if location.kind == "hub":
                 return load_dataset(location.path, config.name, revision=config.revision, **options)
             if Path(location.path).is_file():
                 return load_dataset(location.kind, data_files=location.path, **options)
             return load_dataset(location.path, config.name, **options)
-    except (DatasetsError, OSError, ValueError, RuntimeError) as error:
+    except (DatasetsError, OSError, ValueError, RuntimeError, IndexError) as error:
         raise _one_line(location, config, error) from error
-
-
-def _folder(splits: Any) -> Any:
-    """Without the labels that `datasets` makes of the folders ``train`` and ``test``."""
-    feature = next(iter(splits.values())).features.get("label")
-    names = getattr(feature, "names", None)  # of a ClassLabel
-    return splits.remove_columns("label") if names and SPLIT_FOLDERS.issuperset(names) else splits
 
 
 def _saved(saved: Any, streaming: bool) -> dict:
