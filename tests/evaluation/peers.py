@@ -22,7 +22,9 @@ class _Stub(ModuleType):
 
 class _Finder(MetaPathFinder, Loader):
     def find_spec(self, name, path=None, target=None):
-        return ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "torchvision" else None
+        return (
+            ModuleSpec(name, self, is_package=True) if name.split(".")[0] == "torchvision" else None
+        )
 
     def create_module(self, spec):
         return _Stub(spec.name)

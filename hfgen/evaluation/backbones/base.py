@@ -108,5 +108,7 @@ def check_digest(path: str | Path, expected: str) -> str:
     """The file's sha256; HfgenError naming both when it does not begin with ``expected``."""
     digest = file_digest(path)
     if not digest.startswith(expected):
-        raise HfgenError(f"{path}: sha256 is {digest}, expected {expected}: corrupt or another file")
+        raise HfgenError(
+            f"{path}: sha256 is {digest}, expected {expected}: corrupt or another file"
+        )
     return digest

@@ -1,0 +1,396 @@
+"""Measure a pipeline, a folder or any images against a data set: one pass, every metric, one file."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate import PartialState
+from accelerate.utils import broadcast_object_list
+
+from hfgen.data import DataConfig, Source, load_source
+from hfgen.data.cache import cache_root
+from hfgen.errors import HfgenError, one_of
+from hfgen.evaluation.backbones import Backbone, BackboneLike, load_backbone
+from hfgen.evaluation.features import extract, open_store
+from hfgen.evaluation.images import (
+    FolderImages,
+    Images,
+    PipelineImages,
+    SourceImages,
+    num_parameters,
+)
+from hfgen.evaluation.model_metrics import MODEL_METRICS
+from hfgen.evaluation.pictures import save_neighbours, save_samples
+from hfgen.evaluation.protocol import BackboneProtocol, Protocol
+from hfgen.evaluation.results import Results, Score
+from hfgen.evaluation.store import FeatureStore
+from hfgen.evaluation.table import METRICS, Evidence, Metric
+
+DEFAULT_BACKBONE = "efficientnet-lite0"
+DEFAULT_METRICS = ("fd", "kd", "precision_recall", "density_coverage", "vendi", "vendi_ratio")
+
+Data = DataConfig | Source | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """Settings of an evaluation that every entry shares.
+
+    Attributes:
+        metrics: names in ``METRICS`` and ``MODEL_METRICS``.
+        num_images: samples drawn from a pipeline.
+        reference_images: how many of the reference are used; None for all.
+        reference_split: ``train`` (the convention) or ``validation``.
+        backbone: of the metrics that do not fix one.
+        weights: local files or folders by backbone name.
+        batch_size: images in one call of the pipeline, at most 64.
+        seed: of samples and of drawn subsets.
+        call: arguments of the pipeline's call (``num_inference_steps``, ``guidance_scale`` ...).
+        ema: whether the weights are an average; stands in the protocol.
+        cache_dir: of reference features; by default ``hfgen`` in the Hugging Face home folder.
+        progress: show progress bars.
+    """
+
+    metrics: Sequence[str] = DEFAULT_METRICS
+    num_images: int = 5000
+    reference_images: int | None = None
+    reference_split: str = "train"
+    backbone: BackboneLike = DEFAULT_BACKBONE
+    weights: Mapping[str, str | Path] = field(default_factory=dict)
+    batch_size: int = 64
+    seed: int = 0
+    call: Mapping[str, Any] = field(default_factory=dict)
+    ema: bool | None = None
+    cache_dir: str | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        for name in self.metrics:
+            if name not in METRICS and name not in MODEL_METRICS:
+                raise one_of("metrics", name, [*METRICS, *MODEL_METRICS])
+        if not self.metrics:
+            raise HfgenError("metrics: none given")
+        if self.reference_split not in ("train", "validation"):
+            raise one_of("reference_split", self.reference_split, ["train", "validation"])
+
+
+def evaluate(
+    model: Any = None,
+    *,
+    data: Data | None = None,
+    heldout: Source | None = None,
+    images: str | Path | Images | None = None,
+    reference: str | Path | Images | None = None,
+    output: str | Path | None = None,
+    **options: Any,
+) -> Results:
+    """Measure ``model`` or ``images`` against ``data`` or ``reference``.
+
+    Args:
+        model: a pipeline, or what ``hfgen.load`` takes: a run's folder, a saved pipeline, a Hub id.
+        data: the ``data`` section of a recipe, a path or name as in ``data.path``, or a source. By
+            default that of the run's own recipe.
+        heldout: images that were not trained on, where ``data`` is a source; else they come from
+            the validation split of ``data``.
+        images: instead of a model, a folder of images or ``Images``.
+        reference: instead of data, a folder of images or ``Images``.
+        output: folder for ``metrics.json``, ``samples.png`` and ``neighbours.png``; a killed
+            evaluation continues from there. By default ``evaluation`` in the model's folder;
+            nothing is kept for a model or images given as objects.
+        **options: fields of ``Options``.
+    Returns:
+        The same on every process.
+    Raises:
+        HfgenError: one line that says what is wrong and what would be valid.
+    """
+    settings = Options(**options)
+    subject = _Subject.of(model, images, data, heldout, reference, settings)
+    folder = _output_folder(output, model, images)
+    with tempfile.TemporaryDirectory() as scratch:
+        session = _Session(subject, settings, Path(scratch), folder)
+        results = session.run()
+    return results
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What is measured against what."""
+
+    name: str
+    images: Images
+    reference: Images
+    pipeline: Any = None
+    heldout: Source | None = None
+
+    @classmethod
+    def of(
+        cls, model: Any, images: Any, data: Any, heldout: Any, reference: Any, settings: Options
+    ) -> _Subject:
+        if (model is None) == (images is None):
+            raise HfgenError("evaluate: give either a model or images")
+        if data is not None and reference is not None:
+            raise HfgenError("evaluate: give either data or reference, not both")
+        target, heldout = _reference(model, data, heldout, reference, settings)
+        if model is None:
+            measured = images if isinstance(images, Images) else FolderImages(images)
+            name = getattr(measured.protocol, "name", "images")
+            return cls(name, measured, target, heldout=heldout)
+        name, pipeline = _load(model)
+        measured = PipelineImages(
+            pipeline,
+            settings.num_images,
+            seed=settings.seed,
+            batch_size=settings.batch_size,
+            conditions=target.source if isinstance(target, SourceImages) else None,
+            call=dict(settings.call),
+            name=name,
+            ema=settings.ema,
+        )
+        return cls(name, measured, target, pipeline, heldout)
+
+
+class _Session:
+    """One evaluation: which backbones are needed, one pass over each set, then the numbers."""
+
+    def __init__(self, subject: _Subject, settings: Options, scratch: Path, output: Path | None):
+        self.subject, self.settings, self.output = subject, settings, output
+        self.state = PartialState()
+        self.scratch = scratch
+        self.cache = cache_root(settings.cache_dir) / "evaluation"
+        self.names = [name for name in settings.metrics if name in METRICS]
+        self.backbones: dict[str, Backbone] = {}
+        self.backbone_of: dict[str, str] = {}
+        for name in self.names:
+            chosen = load_backbone(METRICS[name].backbone or settings.backbone, settings.weights)
+            known = self.backbones.setdefault(chosen.name, chosen)
+            known.to(self.state.device)
+            self.backbone_of[name] = chosen.name
+
+    def run(self) -> Results:
+        reference = self._stores(self.subject.reference, self.cache, "reference")[0]
+        heldout = self._heldout()
+        work = self.output / "features" if self.output else self.scratch
+        samples, speed = self._stores(self.subject.images, work, "samples")
+        found: list[Any] = [None]
+        if self.state.is_main_process:
+            found = [self._results(samples, reference, heldout, speed)]
+        if self.state.num_processes > 1:
+            broadcast_object_list(found)
+        if self.state.is_main_process and self.output:
+            self._write(found[0], samples, reference)
+            shutil.rmtree(work, ignore_errors=True)  # complete: nothing is left to continue
+        return found[0]
+
+    def _stores(
+        self, images: Images, folder: Path, label: str
+    ) -> tuple[dict[str, FeatureStore], float]:
+        if not self.backbones:
+            return {}, 0.0
+        stores: dict[str, FeatureStore] = {}
+        with self.state.main_process_first():
+            for name, backbone in self.backbones.items():
+                root = folder if backbone.revision else self.scratch
+                stores[name] = open_store(root, images, backbone)
+        speed = extract(
+            images, self.backbones, stores, label=label, progress=self.settings.progress
+        )
+        return stores, speed
+
+    def _heldout(self) -> dict[str, FeatureStore]:
+        wanted = any(METRICS[name].heldout for name in self.names)
+        if not wanted or self.subject.heldout is None:
+            return {}
+        return self._stores(SourceImages(self.subject.heldout), self.cache, "held-out images")[0]
+
+    def _results(
+        self,
+        samples: dict[str, FeatureStore],
+        reference: dict[str, FeatureStore],
+        heldout: dict[str, FeatureStore],
+        speed: float,
+    ) -> Results:
+        evidence = {
+            name: Evidence(samples[name], reference[name], heldout.get(name)) for name in samples
+        }
+        protocols = {name: self._protocol(backbone) for name, backbone in self.backbones.items()}
+        scores: list[Score] = []
+        warnings: list[str] = []
+        for name in self.names:
+            backbone = self.backbone_of[name]
+            metric = METRICS[name]
+            digest = protocols[backbone].digest
+            scores += _scores(name, metric, evidence[backbone], digest)
+            warnings += _warnings(name, metric, evidence[backbone])
+        for name in self.settings.metrics:
+            if name in MODEL_METRICS:
+                if self.subject.pipeline is None:
+                    raise HfgenError(f"metrics: {name} needs a model, not a folder of images")
+                scores += MODEL_METRICS[name](self.subject.pipeline, self._real_source(name))
+        described = {p.digest: {"summary": str(p), **asdict(p)} for p in protocols.values()}
+        pipeline = self.subject.pipeline
+        return Results(
+            model=self.subject.name,
+            scores=tuple(scores),
+            protocols=described,
+            warnings=tuple(dict.fromkeys(warnings)),
+            images_per_second=speed or None,
+            num_parameters=num_parameters(pipeline) if pipeline is not None else None,
+            output=str(self.output or ""),
+        )
+
+    def _real_source(self, name: str) -> Source:
+        """Held-out images where there are any."""
+        if self.subject.heldout is not None:
+            return self.subject.heldout
+        if isinstance(self.subject.reference, SourceImages):
+            return self.subject.reference.source
+        raise HfgenError(f"metrics: {name} needs a data set, not a folder as reference")
+
+    def _protocol(self, backbone: Backbone) -> Protocol:
+        reference = self.subject.reference.protocol
+        samples = self.subject.images.protocol
+        assert not hasattr(reference, "sampler")
+        return Protocol(
+            backbone=BackboneProtocol.of(backbone),
+            reference=reference,  # pyright: ignore[reportArgumentType]
+            samples=samples,
+        )
+
+    def _write(
+        self, results: Results, samples: dict[str, FeatureStore], reference: dict[str, FeatureStore]
+    ) -> None:
+        assert self.output is not None
+        if samples:
+            name = next(iter(samples))
+            save_samples(samples[name], self.output / "samples.png")
+            target = self.output / "neighbours.png"
+            save_neighbours(samples[name], reference[name], self.subject.reference, target)
+        results.save(self.output / "metrics.json")
+
+
+def _scores(name: str, metric: Metric, evidence: Evidence, digest: str) -> list[Score]:
+    return [
+        Score(
+            name=key,
+            value=number.value,
+            standard_error=number.standard_error,
+            better=metric.better,
+            protocol=digest,
+            settings=metric.settings,
+        )
+        for key, number in metric.numbers(name, evidence).items()
+    ]
+
+
+def _warnings(name: str, metric: Metric, evidence: Evidence) -> list[str]:
+    found = []
+    count, width = evidence.fake.shape
+    if metric.gaussian and min(count, len(evidence.real)) < width:
+        found.append(
+            f"{name}: fewer images ({min(count, len(evidence.real))}) than features ({width}): "
+            "the covariance is singular and the distance biased upwards; compare only equal counts"
+        )
+    if metric.convention and count != metric.convention:
+        found.append(f"{name}: {count} samples; published values use {metric.convention}")
+    return found
+
+
+def _reference(
+    model: Any, data: Any, heldout: Any, reference: Any, settings: Options
+) -> tuple[Images, Source | None]:
+    if reference is not None:
+        given = reference if isinstance(reference, Images) else FolderImages(reference)
+        return given, heldout
+    if isinstance(data, Source):
+        return SourceImages(data, settings.reference_images, settings.seed), heldout
+    config = DataConfig(path=data) if isinstance(data, str) else data or _data_of_run(model)
+    source = load_source(config, settings.reference_split)
+    validation = load_source(config, "validation")
+    return SourceImages(source, settings.reference_images, settings.seed), validation
+
+
+def _data_of_run(model: Any) -> DataConfig:
+    """The ``data`` section of the recipe that lies beside the model."""
+    recipe = Path(str(model)) / "recipe.yaml"
+    if not recipe.is_file():
+        raise HfgenError(
+            "data: which images to compare with? name a data set (data.path) or a reference folder"
+        )
+    section = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data", {})
+    try:
+        return DataConfig(**section)
+    except TypeError as error:
+        raise HfgenError(f"{recipe}: data: {error}") from error
+
+
+def _load(model: Any) -> tuple[str, Any]:
+    """Name and pipeline, in evaluation mode on the device that Accelerate finds."""
+    if isinstance(model, str | Path):
+        from hfgen.hub.load import load
+
+        name, pipeline = str(model), load(str(model))
+    else:
+        name, pipeline = type(model).__name__, model
+    if not callable(pipeline) or not hasattr(pipeline, "components"):
+        raise HfgenError(f"{name}: not a DiffusionPipeline")
+    pipeline.to(PartialState().device)
+    pipeline.set_progress_bar_config(disable=True)
+    return name, pipeline
+
+
+def _output_folder(output: Any, model: Any, images: Any) -> Path | None:
+    if output is not None:
+        return Path(output)
+    if isinstance(model, str | Path) and Path(model).is_dir():
+        return Path(model) / "evaluation"
+    return None
+
+
+Callback = Callable[[Any], dict[str, float]]
+
+
+def small_protocol(
+    source: Source,
+    *,
+    metrics: Sequence[str] = ("fd", "precision_recall"),
+    num_images: int = 512,
+    backbone: BackboneLike = DEFAULT_BACKBONE,
+    seed: int = 0,
+    **options: Any,
+) -> Callback:
+    """A quick evaluation for use during training; the backbone is loaded and the reference is
+    measured once, and cached.
+
+    Args:
+        source: validation images; at most 2048 of them are used.
+        **options: fields of ``Options``.
+    Returns:
+        A function of a pipeline that gives score names and values. Values are for comparing
+        checkpoints of one run: few samples bias a Frechet distance upwards, always alike.
+    """
+    measured_by = load_backbone(backbone, options.pop("weights", {}))
+    count = min(2048, len(source))
+
+    @torch.inference_mode()
+    def measure(pipeline: Any) -> dict[str, float]:
+        results = evaluate(
+            pipeline,
+            data=source,
+            metrics=metrics,
+            num_images=num_images,
+            reference_images=count,
+            backbone=measured_by,
+            seed=seed,
+            progress=False,
+            **options,
+        )
+        return results.values()
+
+    return measure

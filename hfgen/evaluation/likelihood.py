@@ -1,0 +1,264 @@
+"""Log-likelihood of images, one scale for every family: nats, and bits per dimension of 8-bit pixels.
+
+Every result names its bound, its number of samples, how pixels were dequantised, how often the
+network ran and its standard error. A bound is one class and one line in ``BOUNDS``.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+from torch import Tensor
+
+from hfgen.data import Source
+from hfgen.errors import HfgenError, one_of
+from hfgen.rng import Rng
+
+BIN = 2 / 255
+"""Width of an 8-bit level on the [-1, 1] scale."""
+ROWS = 4096
+"""Latents that a decoder sees at once when an image has many samples."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogLikelihood:
+    """Mean log-likelihood of images.
+
+    Attributes:
+        bound: what was computed: ``elbo``, ``iw``, ...; all of them bound ln p(x) from below in
+            expectation, unless the bound says otherwise.
+        k: samples per image.
+        nats: mean of ln p(x) per image, of the measure that ``pixels`` names.
+        bits_per_dim: -log2 p of the 8-bit image per dimension; None for a cross-entropy, which is
+            no code length of the image.
+        standard_error: of ``nats``, over the images.
+        pixels: what p is a probability or density of, and how pixels were dequantised.
+        nfe: network evaluations per image.
+        count, dimensions: images, and pixels times channels.
+    """
+
+    bound: str
+    k: int
+    nats: float
+    bits_per_dim: float | None
+    standard_error: float
+    pixels: str
+    nfe: int
+    count: int
+    dimensions: int
+
+
+class Bound(ABC):
+    """One way to compute or bound ln p(x) for pipelines of one kind."""
+
+    @abstractmethod
+    def check(self, pipeline: Any) -> None:
+        """HfgenError when the pipeline has not what this bound needs."""
+
+    @abstractmethod
+    def log_prob(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
+        """[B] nats of images [B, C, H, W] in [-1, 1], already dequantised where needed."""
+
+    @abstractmethod
+    def pixels(self, pipeline: Any, images: Tensor) -> Pixels:
+        """What measure ``log_prob`` is of, decided on all images at once."""
+
+    def nfe(self, pipeline: Any, k: int) -> int:
+        """Network evaluations per image."""
+        return k
+
+
+@dataclass(frozen=True)
+class Pixels:
+    """A measure on images.
+
+    Attributes:
+        description: for the reader.
+        dequantise: add uniform noise of one level's width before ``log_prob``.
+        offset: bits per dimension to add, log2(1 / level width) for a density; None when bits have
+            no meaning.
+    """
+
+    description: str
+    dequantise: bool
+    offset: float | None
+
+
+DENSITY = Pixels("density of 8-bit pixels + uniform noise of one level", True, -math.log2(BIN))
+DISCRETE = Pixels("probability of 8-bit pixels, not dequantised", False, 0.0)
+BINARY = Pixels("probability of binary pixels, not dequantised", False, 0.0)
+GREY = Pixels("Bernoulli cross-entropy of grey pixels: not a density", False, None)
+
+
+class ImportanceWeighted(Bound):
+    """ln 1/K sum_k p(x, z_k) / q(z_k | x), z_k ~ q (Burda et al. 2016, eq. 8); K = 1 is the ELBO."""
+
+    def check(self, pipeline: Any) -> None:
+        if "vae" not in pipeline.components or not hasattr(pipeline, "likelihood"):
+            raise HfgenError(_no_likelihood(pipeline, "a VAE with a likelihood"))
+
+    def pixels(self, pipeline: Any, images: Tensor) -> Pixels:
+        if pipeline.likelihood.continuous:
+            return DENSITY
+        if bool((images.abs() == 1).all()):
+            return BINARY
+        # by name, since an exported pipeline brings its own copy of the class
+        return GREY if type(pipeline.likelihood).__name__ == "Bernoulli" else DISCRETE
+
+    def log_prob(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
+        return torch.logsumexp(self.log_weights(pipeline, images, k, rng), 0) - math.log(k)
+
+    def log_weights(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
+        """ln p(x, z_k) - ln q(z_k | x), [K, B] float64; the encoder runs once."""
+        posterior = pipeline.vae.encode(images).latent_dist
+        draws = max(1, ROWS // len(images))
+        parts = []
+        for start in range(0, k, draws):
+            count = min(draws, k - start)
+            noise = torch.stack(
+                [rng.randn(f"eps{start + s}", _noise_shape(posterior)) for s in range(count)]
+            )
+            z, log_q = _rsample(posterior, noise)
+            flat = z.flatten(0, 1)
+            params = pipeline.vae.decode(flat).sample
+            repeated = images.expand(count, *images.shape).flatten(0, 1)
+            log_joint = pipeline.likelihood.log_prob(repeated, params) + _log_prior(pipeline, flat)
+            parts.append(log_joint.double().view(count, -1) - log_q.double())
+        return torch.cat(parts)
+
+
+class Elbo(ImportanceWeighted):
+    """E_q ln p(x, z) / q(z | x) with K samples of z averaged (Kingma & Welling 2013, eq. 2)."""
+
+    def log_prob(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
+        return self.log_weights(pipeline, images, k, rng).mean(0)
+
+
+BOUNDS: dict[str, Bound] = {"elbo": Elbo(), "iw": ImportanceWeighted()}
+
+
+@torch.inference_mode()
+def log_likelihood(
+    pipeline: Any,
+    images: Tensor | Source,
+    *,
+    bound: str = "elbo",
+    k: int = 1,
+    seed: int = 0,
+    batch_size: int = 64,
+    max_images: int | None = None,
+) -> LogLikelihood:
+    """Mean log-likelihood of images under a pipeline.
+
+    Args:
+        pipeline: a VAE's pipeline; other families with the bounds that are made for them.
+        images: [N, C, H, W] in [-1, 1], or a data source.
+        bound: a name in ``BOUNDS``.
+        k: samples per image, exactly.
+        seed: of all draws; image i gets the same ones in any batch size that 16 divides.
+        max_images: the first so many of ``images``.
+    Raises:
+        HfgenError: a pipeline without a density (a GAN), an unknown bound, k < 1, images that do
+            not fit the model.
+    """
+    if bound not in BOUNDS:
+        raise one_of("bound", bound, list(BOUNDS))
+    if k < 1:
+        raise HfgenError(f"k: {k} samples per image; must be at least 1")
+    method = BOUNDS[bound]
+    method.check(pipeline)
+    count = len(images) if max_images is None else min(max_images, len(images))
+    if count < 2:
+        raise HfgenError(f"images: {count}; a standard error needs at least 2")
+    pixels = method.pixels(pipeline, _take(images, 0, min(count, 1024)))
+    nats = torch.cat(
+        [
+            _batch(
+                method, pipeline, _take(images, i, min(i + batch_size, count)), i, k, seed, pixels
+            )
+            for i in range(0, count, batch_size)
+        ]
+    )
+    if not bool(torch.isfinite(nats).all()):
+        raise HfgenError(f"{bound}: NaN or infinity for {int((~nats.isfinite()).sum())} images")
+    dimensions = _take(images, 0, 1).numel()
+    mean = float(nats.mean())
+    offset = pixels.offset
+    bits = None if offset is None else -mean / (dimensions * math.log(2)) + offset
+    return LogLikelihood(
+        bound=bound,
+        k=k,
+        nats=mean,
+        bits_per_dim=bits,
+        standard_error=float(nats.std() / math.sqrt(count)),
+        pixels=pixels.description,
+        nfe=method.nfe(pipeline, k),
+        count=count,
+        dimensions=dimensions,
+    )
+
+
+def has_likelihood(pipeline: Any, bound: str = "elbo") -> bool:
+    """Whether ``log_likelihood`` can be computed with this bound."""
+    try:
+        BOUNDS[bound].check(pipeline)
+    except HfgenError:
+        return False
+    return True
+
+
+def _batch(
+    method: Bound, pipeline: Any, images: Tensor, start: int, k: int, seed: int, pixels: Pixels
+) -> Tensor:
+    rng = Rng(seed, "log_likelihood", start=start, device=pipeline.device)
+    images = images.to(pipeline.device)
+    if pixels.dequantise:
+        images = images + (rng.rand("dequantise", images.shape) - 0.5) * BIN
+    try:
+        return method.log_prob(pipeline, images, k, rng).double().cpu()
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise HfgenError(
+            f"images of {tuple(images.shape[1:])} under this model: {reason}"
+        ) from error
+
+
+def _take(images: Tensor | Source, start: int, stop: int) -> Tensor:
+    return (
+        images[start:stop]
+        if isinstance(images, Tensor)
+        else images.batch(range(start, stop))["images"]
+    )
+
+
+def _no_likelihood(pipeline: Any, needed: str) -> str:
+    name = type(pipeline).__name__
+    if "generator" in pipeline.components:
+        return f"{name}: a GAN has no likelihood: its generator defines no density of images"
+    return f"{name} has no such likelihood: this bound needs {needed}"
+
+
+def _noise_shape(posterior: Any) -> torch.Size:
+    stock = isinstance(posterior, DiagonalGaussianDistribution)
+    return posterior.mean.shape if stock else posterior.noise_shape
+
+
+def _rsample(posterior: Any, noise: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents [S, B, ...] and ln q [S, B]; diffusers' own posterior has no such method."""
+    if not isinstance(posterior, DiagonalGaussianDistribution):
+        return posterior.rsample(noise)
+    nats = -0.5 * (noise.square() + posterior.logvar + math.log(2 * math.pi))
+    return posterior.mean + posterior.std * noise, nats.flatten(2).sum(2)
+
+
+def _log_prior(pipeline: Any, z: Tensor) -> Tensor:
+    """ln p(z) [B]: the pipeline's prior, or the standard normal."""
+    prior = getattr(pipeline, "prior", None)
+    if prior is not None:
+        return prior.log_prob(z)
+    return (-0.5 * (z.square() + math.log(2 * math.pi))).flatten(1).sum(1)

@@ -1,0 +1,239 @@
+"""Likelihood of denoising models on pixels: the probability-flow ODE, and the bound of DDPM.
+
+Two bounds for ``likelihood.BOUNDS``. A class-conditional model is scored under its null label, as
+the unconditional model that label dropout has made of it. A latent model is refused: its ODE gives
+the density of latents, which is none of images.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfgen.denoising import DiscretePath, Parameterisation, parameterisation
+from hfgen.errors import HfgenError
+from hfgen.evaluation.likelihood import BIN, DENSITY, DISCRETE, Bound, Pixels
+from hfgen.probability_flow import Network, ProbabilityFlow, heun
+from hfgen.rng import Rng
+
+Steps = Callable[[Callable[[Tensor, Tensor], Tensor], Tensor], Tensor]
+"""Solves an ODE: (field, state at the image) -> state at the noise."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbabilityFlowODE(Bound):
+    """ln p(x) by the instantaneous change of variables (Song et al. 2021, eq. 39).
+
+    The ODE of ``ProbabilityFlow`` from the image to the noise, Heun's method on Karras' grid; its
+    divergence by Hutchinson's estimator with one Rademacher probe for the whole way, so that the
+    integrand is smooth. No bound, but an estimate of the model's own density, with the error of
+    the solver.
+
+    Args:
+        steps: of Heun's method, two evaluations each.
+    """
+
+    steps: int = 64
+
+    def check(self, pipeline: Any) -> None:
+        _denoiser(pipeline)
+
+    def pixels(self, pipeline: Any, images: Tensor) -> Pixels:
+        return DENSITY
+
+    def nfe(self, pipeline: Any, k: int) -> int:
+        return 2 * self.steps * k
+
+    def log_prob(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
+        param, network = _denoiser(pipeline)
+        flow = ProbabilityFlow(param, network)
+        grid = flow.grid(self.steps)
+        draws = [
+            flow_log_prob(
+                flow,
+                images,
+                2.0 * rng.randint(f"probe{i}", 2, images.shape) - 1.0,
+                lambda field, state: heun(field, state, grid),
+            )
+            for i in range(k)
+        ]
+        return torch.stack(draws).mean(0)
+
+
+def flow_log_prob(flow: ProbabilityFlow, images: Tensor, probe: Tensor, solve: Steps) -> Tensor:
+    """ln p(x) in nats [B], of images [B, C, H, W], with a fixed ``probe`` of the same shape.
+
+    p is the density at the cleanest noise level that the network knows.
+    """
+    clean, dirty = flow.ends
+    rows, size = len(images), images[0].numel()
+    probe = probe.double().clone()
+
+    def field(state: Tensor, phi: Tensor) -> Tensor:
+        z = state[:, :-1].reshape(images.shape)
+        velocity, divergence = _divergence(flow, z, phi, probe)
+        return torch.cat([velocity.flatten(1), divergence[:, None]], dim=1)
+
+    start = images.double().flatten(1) * math.cos(clean)
+    state = solve(field, torch.cat([start, start.new_zeros(rows, 1)], dim=1))
+    z, divergence = state[:, :-1], state[:, -1]
+    prior = -0.5 * (z.square().sum(1) + size * math.log(2 * math.pi))
+    return prior + divergence + size * math.log(math.cos(clean))
+
+
+def _divergence(
+    flow: ProbabilityFlow, z: Tensor, phi: Tensor, probe: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The velocity, and probe^T J probe [B] of its Jacobian (Hutchinson 1990)."""
+    with torch.inference_mode(False), torch.enable_grad():
+        point = z.clone().requires_grad_()
+        velocity = flow.velocity(point, phi.clone())
+        (product,) = torch.autograd.grad((velocity * probe.clone()).sum(), point)
+    return velocity.detach(), (product * probe).flatten(1).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VariationalBound(Bound):
+    """The variational bound of a discrete chain (Ho et al. 2020, eq. 5), all of its T steps."""
+
+    def check(self, pipeline: Any) -> None:
+        param, _ = _denoiser(pipeline)
+        if not isinstance(param.path, DiscretePath):
+            name = type(pipeline.scheduler).__name__
+            raise HfgenError(f"vlb: {name} has no discrete chain; use pf_ode")
+        if pipeline.scheduler.alphas_cumprod[-1] == 0:
+            raise HfgenError("vlb: at zero terminal SNR the bound is not finite; use pf_ode")
+
+    def pixels(self, pipeline: Any, images: Tensor) -> Pixels:
+        return DISCRETE
+
+    def nfe(self, pipeline: Any, k: int) -> int:
+        return len(pipeline.scheduler.alphas_cumprod) * k
+
+    def log_prob(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
+        param, network = _denoiser(pipeline)
+        chain = Chain.of(pipeline.scheduler)
+        clip = bool(pipeline.scheduler.config.get("clip_sample", False))
+        draws = [vlb_terms(param, network, chain, images, rng.fork(i), clip) for i in range(k)]
+        return -torch.stack(draws).sum(2).mean(0)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Posterior q(x_{t-1} | x_t, x_0) of each step (Ho et al. 2020, eq. 7), float64 [T].
+
+    Attributes:
+        alphas_cumprod: [T].
+        image, noisy: weights of x_0 and of x_t in the posterior's mean.
+        variance: of the posterior; at t = 0, where it is 0, the next one (Nichol & Dhariwal 2021).
+        model: variance that the sampler uses: the posterior's, or beta.
+    """
+
+    alphas_cumprod: Tensor
+    image: Tensor
+    noisy: Tensor
+    variance: Tensor
+    model: Tensor
+
+    @classmethod
+    def of(cls, scheduler: Any) -> Chain:
+        """The chain of a scheduler, with the fixed variance that its config names."""
+        alpha_bar = scheduler.alphas_cumprod.double()
+        before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+        beta = 1 - alpha_bar / before
+        variance = beta * (1 - before) / (1 - alpha_bar)
+        variance[0] = variance[1]
+        kind = scheduler.config.get("variance_type", "fixed_small")
+        if kind not in ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"):
+            raise HfgenError(f"vlb: variance_type {kind!r} is not supported; valid: fixed_*")
+        model = variance
+        if kind.startswith("fixed_large"):
+            model = torch.cat([variance[1:2], beta[1:]])
+        return cls(
+            alphas_cumprod=alpha_bar,
+            image=before.sqrt() * beta / (1 - alpha_bar),
+            noisy=(1 - beta).sqrt() * (1 - before) / (1 - alpha_bar),
+            variance=variance,
+            model=model,
+        )
+
+
+def vlb_terms(
+    param: Parameterisation, network: Network, chain: Chain, images: Tensor, rng: Rng, clip: bool
+) -> Tensor:
+    """[B, T + 1] nats: L_0 (discretised), L_1 ... L_{T-1}, and the prior's L_T.
+
+    Args:
+        images: [B, C, H, W] on the levels k / 127.5 - 1.
+        clip: clip the image's estimate to [-1, 1], as the sampler does.
+    """
+    x, terms = images.double(), []
+    for step in range(len(chain.image)):
+        t = torch.full((len(images),), step, device=images.device)
+        x_t = param.path.add_noise(images, rng.randn(f"noise{step}", images.shape), t)
+        estimate = param.denoised(network(*param.path.model_input(x_t, t)), x_t, t).double()
+        estimate = estimate.clamp(-1, 1) if clip else estimate
+        mean = chain.image[step] * estimate + chain.noisy[step] * x_t
+        if step == 0:
+            terms.append(-discretised_log_prob(x, mean, chain.model[0].sqrt()))
+        else:
+            true = chain.image[step] * x + chain.noisy[step] * x_t
+            terms.append(_gaussian_kl(true, chain.variance[step], mean, chain.model[step]))
+    last = chain.alphas_cumprod[-1]
+    terms.append(_gaussian_kl(last.sqrt() * x, 1 - last, torch.zeros_like(x), last.new_ones(())))
+    return torch.stack(terms, dim=1)
+
+
+def discretised_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """ln P of 8-bit levels, bins x +- 1 / 255 with open ends, [B] (Ho et al. 2020, eq. 13)."""
+    upper = torch.special.ndtr((x - mean + BIN / 2) / std)
+    lower = torch.special.ndtr((x - mean - BIN / 2) / std)
+    upper = torch.where(x > 0.999, torch.ones_like(x), upper)
+    lower = torch.where(x < -0.999, torch.zeros_like(x), lower)
+    return (upper - lower).clamp(min=1e-12).log().flatten(1).sum(1)
+
+
+def _gaussian_kl(mean: Tensor, variance: Tensor, other: Tensor, other_variance: Tensor) -> Tensor:
+    """KL(N(mean, variance) || N(other, other_variance)) in nats, summed to [B]."""
+    ratio = variance / other_variance
+    constant = 0.5 * (ratio - 1 - ratio.log())
+    return (constant + 0.5 * (mean - other) ** 2 / other_variance).flatten(1).sum(1)
+
+
+def _denoiser(pipeline: Any) -> tuple[Parameterisation, Network]:
+    """What a pipeline's network is told and means, and the network without a class."""
+    name, parts = type(pipeline).__name__, pipeline.components
+    if "vae" in parts or "vqvae" in parts:
+        raise HfgenError(
+            f"{name}: a latent model; its ODE gives the density of latents, none of images"
+        )
+    if "unet" not in parts or "scheduler" not in parts:
+        raise HfgenError(f"{name} has no such likelihood: this needs a unet and a scheduler")
+    try:
+        param = parameterisation(pipeline.scheduler)
+    except ValueError as error:
+        raise HfgenError(f"{name}: {error}") from error
+    unet, null = pipeline.unet, _null_label(pipeline)
+
+    def network(sample: Tensor, time: Tensor) -> Tensor:
+        labels = {} if null is None else {"class_labels": time.new_full(time.shape, null).long()}
+        return unet(sample.to(unet.dtype), time, **labels).sample.to(sample.dtype)
+
+    return param, network
+
+
+def _null_label(pipeline: Any) -> int | None:
+    count = pipeline.unet.config.get("num_class_embeds")
+    if count is None:
+        return None
+    if not pipeline.config.get("label_dropout", 0.0):
+        raise HfgenError(
+            f"{type(pipeline).__name__}: class-conditional without a null label: trained with "
+            "label_dropout 0, so it has p(x | class) but no p(x)"
+        )
+    return count - 1
