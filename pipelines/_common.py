@@ -14,6 +14,9 @@ from torch import Tensor
 Generators = torch.Generator | list[torch.Generator] | None
 """One for the batch, one for each row (which then depends on no other), or the global one."""
 
+MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+"""Modes of PIL images by number of channels."""
+
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 
@@ -125,7 +128,7 @@ def to_output(images: Tensor, output_type: str) -> Any:
 
 def to_pil(images: np.ndarray) -> list[Image.Image]:
     """[B, H, W, C] in [0, 1] -> images of mode "L", "RGB" or "RGBA" for 1, 3 or 4 channels."""
-    if images.shape[-1] not in (1, 3, 4):
+    if images.shape[-1] not in MODES:
         raise ValueError(f'{images.shape[-1]} channels make no image: use output_type="np" or "pt"')
     pixels = (images * 255).round().astype("uint8")
     return [Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image) for image in pixels]
@@ -144,15 +147,25 @@ def to_tensor(images: Any, shape: Sequence[int], device: torch.device) -> Tensor
     if isinstance(images, Image.Image):
         images = [images]
     if isinstance(images, list | tuple):
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}[shape[0]]
-        rows = [np.asarray(image.convert(mode), dtype=np.float32) / 255 for image in images]
-        images = np.stack(rows).reshape(len(rows), *rows[0].shape[:2], -1)
+        images = _from_pil(images, shape[0])
     if isinstance(images, np.ndarray):
-        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        images = torch.from_numpy(images)
+        images = images.permute(0, 3, 1, 2) if images.ndim == 4 else images
+    if not isinstance(images, Tensor):
+        raise ValueError(f"images of type {type(images).__name__}: must be PIL, array or tensor")
     if tuple(images.shape[1:]) != tuple(shape):
         expected = ", ".join(map(str, shape))
         raise ValueError(f"images of shape {list(images.shape)}: must be [B, {expected}]")
     low, high = float(images.min()), float(images.max())
-    if low < 0 or high > 1:
+    if not (low >= 0 and high <= 1):  # nor not a number
         raise ValueError(f"images are in [{low:.3g}, {high:.3g}]: must be in [0, 1]")
     return images.to(device, torch.float32) * 2 - 1
+
+
+def _from_pil(images: Sequence[Image.Image], channels: int) -> np.ndarray:
+    if not images or not all(isinstance(image, Image.Image) for image in images):
+        raise ValueError("a list of images must hold PIL images, at least one")
+    if channels not in MODES:
+        raise ValueError(f"the model takes {channels} channels, which no PIL image has")
+    rows = [np.asarray(image.convert(MODES[channels]), dtype=np.float32) for image in images]
+    return np.stack(rows).reshape(len(rows), *rows[0].shape[:2], channels) / 255

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
 from ..likelihoods import Likelihood, likelihood_from_config  # pyright: ignore[reportMissingImports]
@@ -114,7 +115,8 @@ class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
         shape = (config["in_channels"], config["sample_size"], config["sample_size"])
         x = to_tensor(images, shape, device).to(self.vae.dtype)
         labels = check_labels(class_labels, self.num_classes, len(x), device)
-        latents = self.vae.encode(x, **_only_given(labels)).latent_dist.mode()
+        encode = apply_forward_hook(type(self.vae).encode)  # so that offloading sees the call
+        latents = encode(self.vae, x, **_only_given(labels)).latent_dist.mode()
         self.maybe_free_model_hooks()
         return latents.float()
 
@@ -147,7 +149,8 @@ class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
         return torch.cat([self.prior.sample(1, own, row, temperature) for own, row in pairs])
 
     def _decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
-        params = self.vae.decode(latents.to(self.vae.dtype), **_only_given(labels)).sample
+        decode = apply_forward_hook(type(self.vae).decode)
+        params = decode(self.vae, latents.to(self.vae.dtype), **_only_given(labels)).sample
         return self.likelihood.mean(params.float())
 
 
