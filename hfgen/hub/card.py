@@ -5,6 +5,7 @@ them is kept.
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def write_card(
 
     Raises HfgenError: not a pipeline, or the metadata of the card that is there is broken YAML.
     """
+    _show_newest_grid(Path(folder))
     facts = read_facts(folder)
     path = (facts.shared.run or facts.shared.pipeline) / "README.md"
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
@@ -45,6 +47,16 @@ def write_card(
         old = remote
     path.write_text(refreshed(old, facts, repo_id, origin=str(path)), encoding="utf-8")
     return path
+
+
+def _show_newest_grid(run: Path) -> None:
+    """The trainer's newest picture (``samples/<images seen>.png``) is the grid, unless a later one
+    was drawn."""
+    numbered = [path for path in (run / "samples").glob("*.png") if path.stem.isdigit()]
+    newest = max(numbered, key=lambda path: int(path.stem), default=None)
+    shown = run / "samples" / "grid.png"
+    if newest and not (shown.is_file() and shown.stat().st_mtime >= newest.stat().st_mtime):
+        shutil.copyfile(newest, shown)
 
 
 def written_by_hand(text: str) -> bool:

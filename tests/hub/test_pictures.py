@@ -1,0 +1,95 @@
+"""The pictures of a card: drawn by the pipeline itself, each family what it can."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CODE = """
+import torch
+from pathlib import Path
+from PIL import Image
+from hfgen.hub.pictures import draw_missing, draw_pictures
+torch.manual_seed(0)
+images = [Image.new("L", (8, 8), 10 * i) for i in range(16)]
+def make(kind):
+    if kind == "vae":
+        from hfgen.models.vae_mlp import MLPVAE
+        from hfgen.pipelines.vae_pipeline import VAEPipeline
+        return VAEPipeline(MLPVAE(sample_size=8, hidden_size=16, latent_dim=4))
+    if kind == "gan":
+        from hfgen.models.gan_dcgan import DCGANGenerator
+        from hfgen.pipelines.gan_pipeline import GANPipeline
+        return GANPipeline(DCGANGenerator(sample_size=8, out_channels=1, channels=4, latent_dim=4))
+    import hfgen
+    return hfgen.load(stock)
+"""
+
+
+def read(path: Path) -> np.ndarray:
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("vae", ["grid", "interpolation", "reconstructions"]),
+        ("gan", ["grid", "interpolation"]),
+        ("ddpm", ["denoising", "grid"]),
+    ],
+)
+def test_each_family_draws_what_it_can(client, stock_pipeline, tmp_path, kind, expected):
+    code = CODE + "result = [p.name for p in draw_pictures(make(kind), Path(out), images=images)]"
+    names = client.run(code, kind=kind, stock=str(stock_pipeline), out=str(tmp_path))
+    assert sorted(names) == [f"{name}.png" for name in expected]
+    assert read(tmp_path / "grid.png").shape == (82, 82)  # 8 x 8 images of 8 pixels, padded
+
+
+def test_reconstructions_stand_below_their_images(client, stock_pipeline, tmp_path):
+    client.run(
+        CODE + "draw_pictures(make('vae'), Path(out), images=images)",
+        stock=str(stock_pipeline),
+        out=str(tmp_path),
+    )
+    pixels = read(tmp_path / "reconstructions.png")
+    tiles = pixels[2:, 2:].reshape(4, 10, 8, 10)[:, :8, :, :8]  # rows, y, columns, x
+    assert (tiles[0].transpose(1, 0, 2) == 10 * np.arange(8)[:, None, None]).all()
+    assert (tiles[2].transpose(1, 0, 2) == 10 * np.arange(8, 16)[:, None, None]).all()
+    assert len(np.unique(tiles[1])) > 1
+
+
+def test_denoising_begins_with_noise_and_ends_with_the_image(client, stock_pipeline, tmp_path):
+    client.run(
+        CODE
+        + """
+draw_pictures(make("ddpm"), Path(out))
+generators = [torch.Generator().manual_seed(row) for row in range(4)]
+made = make("ddpm")(batch_size=4, generator=generators, num_inference_steps=10).images
+for row, image in enumerate(made):
+    image.save(f"{out}/last{row}.png")
+""",
+        stock=str(stock_pipeline),
+        out=str(tmp_path),
+    )
+    pixels = read(tmp_path / "denoising.png")
+    columns = (pixels.shape[1] - 2) // 10
+    tiles = pixels[2:, 2:].reshape(4, 10, columns, 10)[:, :8, :, :8]
+    for row in range(4):
+        last = read(tmp_path / f"last{row}.png")
+        assert (tiles[row, :, -1] == last).all()
+    assert tiles[:, :, 0].std() > 40  # standard normal noise over [-1, 1] spans most of the greys
+
+
+def test_missing_ones_are_drawn_once(client, run_folder):
+    code = """
+    from pathlib import Path
+    from hfgen.hub.pictures import draw_missing
+    result = [[p.name for p in draw_missing(Path(run))] for _ in range(2)]
+    """
+    grid = (run_folder / "samples" / "grid.png").read_bytes()
+    assert client.run(code, run=str(run_folder)) == [["denoising.png"], []]
+    assert (run_folder / "samples" / "grid.png").read_bytes() == grid
