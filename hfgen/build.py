@@ -24,7 +24,9 @@ def component_class(name: str, where: str) -> type:
     cls = getattr(diffusers, name, None)
     if isinstance(cls, type) and issubclass(cls, diffusers.ModelMixin | diffusers.SchedulerMixin):
         return cls
-    stock = [n for n in dir(diffusers) if n.endswith(("Model", "Scheduler", "AutoencoderKL", "VQModel"))]
+    stock = [
+        n for n in dir(diffusers) if n.endswith(("Model", "Scheduler", "AutoencoderKL", "VQModel"))
+    ]
     near = str(one_of(where, name, [*MODELS, *stock]))
     hint = near[near.index("did you mean") :].split("?")[0] + "? " if "did you mean" in near else ""
     raise HfgenError(
@@ -39,7 +41,9 @@ def pipeline_class(name: str) -> type[DiffusionPipeline]:
     cls = getattr(diffusers, name, None)
     if isinstance(cls, type) and issubclass(cls, DiffusionPipeline):
         return cls
-    raise HfgenError(f"pipeline: unknown pipeline {name!r}; valid: {', '.join(sorted(PIPELINES))}, or a pipeline class of diffusers")
+    raise HfgenError(
+        f"pipeline: unknown pipeline {name!r}; valid: {', '.join(sorted(PIPELINES))}, or a pipeline class of diffusers"
+    )
 
 
 def build_components(recipe: Recipe, data: DataSpec) -> dict[str, Any]:
@@ -67,7 +71,9 @@ def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPi
         elif name in vars(recipe.objective):
             arguments[name] = encode(getattr(recipe.objective, name), choices())
         elif parameter.default is inspect.Parameter.empty:
-            raise HfgenError(f"pipeline: {recipe.pipeline} needs a component {name!r}; the recipe's roles are {', '.join(components)}")
+            raise HfgenError(
+                f"pipeline: {recipe.pipeline} needs a component {name!r}; the recipe's roles are {', '.join(components)}"
+            )
     return cls(**arguments)
 
 
@@ -79,7 +85,9 @@ def exported_roles(recipe: Recipe) -> tuple[str, ...]:
 
 def _component_names(cls: type[DiffusionPipeline]) -> set[str]:
     names = inspect.signature(cls.__init__).parameters
-    return {name for name in names if name != "self"} - set(getattr(cls, "_optional_components", []))
+    return {name for name in names if name != "self"} - set(
+        getattr(cls, "_optional_components", [])
+    )
 
 
 def _follow(recipe: Recipe, data: DataSpec) -> dict[str, Any]:
@@ -88,11 +96,15 @@ def _follow(recipe: Recipe, data: DataSpec) -> dict[str, Any]:
     follow: dict[str, Any] = {
         "sample_size": data.height,
         "in_channels": data.channels,
-        "out_channels": likelihood.channels(data.channels) if likelihood is not None else data.channels,
+        "out_channels": likelihood.channels(data.channels)
+        if likelihood is not None
+        else data.channels,
     }
     if recipe.data.class_conditional:
         if not data.class_names:
-            raise HfgenError(f"data.class_conditional: {data.name} has no class labels; set it to false, or name data.label_column")
+            raise HfgenError(
+                f"data.class_conditional: {data.name} has no class labels; set it to false, or name data.label_column"
+            )
         follow["num_class_embeds"] = len(data.class_names)
     return follow
 
@@ -102,7 +114,9 @@ def _component(role: str, value: Any, follow: Mapping[str, Any]) -> Any:
     if isinstance(value, str):
         value = {"pretrained": value}
     if not isinstance(value, Mapping) or not ({"type", "pretrained"} & set(value)):
-        raise HfgenError(f"{where}: expected {{type: ClassName, ...}} or a path to load it from, got {value!r}")
+        raise HfgenError(
+            f"{where}: expected {{type: ClassName, ...}} or a path to load it from, got {value!r}"
+        )
     options = dict(value)
     if "pretrained" in options:
         return _pretrained(role, options)
@@ -110,15 +124,23 @@ def _component(role: str, value: Any, follow: Mapping[str, Any]) -> Any:
     parameters = inspect.signature(cls.__init__).parameters
     _check_arguments(cls, parameters, options, where)
     for name, size in follow.items():
-        if name in parameters and issubclass(cls, diffusers.ModelMixin) and options.get(name) is None:
+        if (
+            name in parameters
+            and issubclass(cls, diffusers.ModelMixin)
+            and options.get(name) is None
+        ):
             options[name] = size
     try:
         return cls(**options)
     except (ValueError, TypeError, AssertionError, IndexError) as error:
-        raise HfgenError(f"{where}: {cls.__name__} cannot be built: {' '.join(str(error).split())}") from None
+        raise HfgenError(
+            f"{where}: {cls.__name__} cannot be built: {' '.join(str(error).split())}"
+        ) from None
 
 
-def _check_arguments(cls: type, parameters: Mapping[str, Any], options: Mapping[str, Any], where: str) -> None:
+def _check_arguments(
+    cls: type, parameters: Mapping[str, Any], options: Mapping[str, Any], where: str
+) -> None:
     valid = [name for name in parameters if name not in ("self", "kwargs", "args")]
     hints = typing.get_type_hints(cls.__init__)
     for name, value in options.items():
@@ -133,6 +155,8 @@ def _pretrained(role: str, options: dict[str, Any]) -> Any:
 
     source, where = options.pop("pretrained"), f"model.{role}"
     if options:
-        raise HfgenError(f"{where}: {', '.join(options)} cannot be set beside pretrained; its own config.json holds them")
+        raise HfgenError(
+            f"{where}: {', '.join(options)} cannot be set beside pretrained; its own config.json holds them"
+        )
     folder = Path(source) / "pipeline"
     return load_component(str(folder) if folder.is_dir() else source, role)

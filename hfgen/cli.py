@@ -38,16 +38,28 @@ def main(arguments: list[str] | None = None) -> int:
 
 def build_parser() -> argparse.ArgumentParser:
     """The whole command line."""
-    parser = argparse.ArgumentParser(prog="hfgen", description="Train, measure and share generative models of images.")
+    parser = argparse.ArgumentParser(
+        prog="hfgen", description="Train, measure and share generative models of images."
+    )
     parser.add_argument("--version", action="version", version=f"hfgen {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    _train_parser(_command(commands, "train", _train, "train a recipe: hfgen train mnist-vae", takes_settings=True))
-    _sample_parser(_command(commands, "sample", _sample, "draw a grid of images from a run, a pipeline or a Hub id"))
+    _train_parser(
+        _command(
+            commands, "train", _train, "train a recipe: hfgen train mnist-vae", takes_settings=True
+        )
+    )
+    _sample_parser(
+        _command(
+            commands, "sample", _sample, "draw a grid of images from a run, a pipeline or a Hub id"
+        )
+    )
     _command(commands, "recipes", _recipes, "list the bundled recipes")
     return parser
 
 
-def _command(commands: Any, name: str, run: Command, text: str, takes_settings: bool = False) -> argparse.ArgumentParser:
+def _command(
+    commands: Any, name: str, run: Command, text: str, takes_settings: bool = False
+) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
     parser.set_defaults(command=run, takes_settings=takes_settings)
     return parser
@@ -55,12 +67,29 @@ def _command(commands: Any, name: str, run: Command, text: str, takes_settings: 
 
 def _train_parser(parser: argparse.ArgumentParser) -> None:
     parser.usage = "hfgen train RECIPE [options] [--section.key VALUE ...]"
-    parser.add_argument("recipe", help="a bundled recipe (hfgen recipes), a YAML file, or a run's folder")
-    parser.add_argument("--resume", metavar="latest|PATH", help="short for --training.resume_from_checkpoint")
-    parser.add_argument("--overwrite", action="store_true", help="replace a run that is already in the output folder")
-    parser.add_argument("--print-config", action="store_true", help="print the full recipe and stop")
-    parser.add_argument("--num-processes", type=int, metavar="N", help="start N processes with Accelerate's launcher")
-    parser.add_argument("--config_file", metavar="FILE", help="an `accelerate config` file for the launcher")
+    parser.add_argument(
+        "recipe", help="a bundled recipe (hfgen recipes), a YAML file, or a run's folder"
+    )
+    parser.add_argument(
+        "--resume", metavar="latest|PATH", help="short for --training.resume_from_checkpoint"
+    )
+    parser.add_argument(
+        "--overwrite",
+        action="store_true",
+        help="replace a run that is already in the output folder",
+    )
+    parser.add_argument(
+        "--print-config", action="store_true", help="print the full recipe and stop"
+    )
+    parser.add_argument(
+        "--num-processes",
+        type=int,
+        metavar="N",
+        help="start N processes with Accelerate's launcher",
+    )
+    parser.add_argument(
+        "--config_file", metavar="FILE", help="an `accelerate config` file for the launcher"
+    )
 
 
 def _sample_parser(parser: argparse.ArgumentParser) -> None:
@@ -68,12 +97,18 @@ def _sample_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num-images", type=int, default=64)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--batch-size", type=int, default=64)
-    parser.add_argument("--output", default="grid.png", help="the picture of all images (default: grid.png)")
-    parser.add_argument("--class-labels", type=int, nargs="+", metavar="C", help="classes, repeated over the images")
+    parser.add_argument(
+        "--output", default="grid.png", help="the picture of all images (default: grid.png)"
+    )
+    parser.add_argument(
+        "--class-labels", type=int, nargs="+", metavar="C", help="classes, repeated over the images"
+    )
     parser.add_argument("--num-inference-steps", type=int, help="steps of a diffusion sampler")
     parser.add_argument("--guidance-scale", type=float, help="strength of classifier-free guidance")
     parser.add_argument("--scheduler", help="a diffusers scheduler class to sample with")
-    parser.add_argument("--trust-remote-code", action="store_true", help="let the repository's own code run")
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="let the repository's own code run"
+    )
 
 
 def _train(options: argparse.Namespace, settings: list[str]) -> int:
@@ -90,7 +125,9 @@ def _train(options: argparse.Namespace, settings: list[str]) -> int:
     if (options.num_processes or options.config_file) and "LOCAL_RANK" not in os.environ:
         from hfgen.launch import launch
 
-        return launch(options.num_processes, options.config_file, _relaunched(options, settings), recipe)
+        return launch(
+            options.num_processes, options.config_file, _relaunched(options, settings), recipe
+        )
     from hfgen.run import train_recipe
 
     run = train_recipe(recipe, overwrite=options.overwrite)
@@ -131,10 +168,14 @@ def _recipes(options: argparse.Namespace, _: list[str]) -> int:
     for name in bundled():
         values = read(name)
         data = values.get("data", {}).get("path", "mnist")
-        rows.append((name, values["family"], data, values.get("expect", ""), values.get("duration", "")))
+        rows.append(
+            (name, values["family"], data, values.get("expect", ""), values.get("duration", ""))
+        )
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
     return 0
 
 

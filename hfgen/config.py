@@ -33,15 +33,23 @@ for _tag, _pattern, _first in (
     ("bool", r"true|false", "tf"),
     ("null", r"null|~|", "n~\0"),
     ("int", r"-?[0-9][0-9_]*", "-0123456789"),
-    ("float", r"-?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|-?\.inf|\.nan", "-.0123456789"),
+    (
+        "float",
+        r"-?(\.[0-9]+|[0-9][0-9_]*(\.[0-9_]*)?)([eE][-+]?[0-9]+)?|-?\.inf|\.nan",
+        "-.0123456789",
+    ),
 ):
     _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), list(_first.replace("\0", "")) + [""]
+        f"tag:yaml.org,2002:{_tag}",
+        re.compile(rf"^(?:{_pattern})$"),
+        list(_first.replace("\0", "")) + [""],
     )
 # PyYAML's own float reader wants a dot in "1e-4"; Python's does not.
 _Loader.add_constructor(
     "tag:yaml.org,2002:float",
-    lambda loader, node: float(loader.construct_scalar(node).replace("_", "").replace(".inf", "inf").replace(".nan", "nan")),
+    lambda loader, node: float(
+        loader.construct_scalar(node).replace("_", "").replace(".inf", "inf").replace(".nan", "nan")
+    ),
 )
 
 
@@ -52,7 +60,9 @@ def parse_yaml(text: str, origin: str) -> Any:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" line {mark.line + 1}" if mark else ""
-        raise HfgenError(f"{origin}:{line} is not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise HfgenError(
+            f"{origin}:{line} is not valid YAML: {getattr(error, 'problem', error)}"
+        ) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -63,7 +73,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise HfgenError(f"{path}: cannot be read as a recipe: {error}") from None
     values = parse_yaml(text, str(path))
     if not isinstance(values, dict):
-        raise HfgenError(f"{path}: a recipe is a mapping of sections, found {type(values).__name__}")
+        raise HfgenError(
+            f"{path}: a recipe is a mapping of sections, found {type(values).__name__}"
+        )
     return values
 
 
@@ -74,6 +86,8 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in over.items():
         old = merged.get(key)
+        if isinstance(old, str) and isinstance(value, Mapping):
+            old = {"type": old}  # `likelihood: gaussian` below `likelihood.std: 0.1`
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
         merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
     return merged
@@ -86,7 +100,9 @@ def parse_overrides(arguments: list[str]) -> dict[str, Any]:
     while rest:
         flag = rest.pop(0)
         if not flag.startswith("--") or flag == "--":
-            raise HfgenError(f"command line: unexpected {flag!r}; settings look like --section.key value")
+            raise HfgenError(
+                f"command line: unexpected {flag!r}; settings look like --section.key value"
+            )
         key, equals, text = flag[2:].partition("=")
         if not equals:
             if not rest or (rest[0].startswith("--") and len(rest[0]) > 2):
@@ -106,7 +122,11 @@ def nest(dotted: Mapping[str, Any]) -> dict[str, Any]:
             here = here.setdefault(section, {})
             if not isinstance(here, dict):
                 raise HfgenError(f"--{key}: {section!r} was given a value and a key inside it")
-        here[name] = merge(here[name], value) if isinstance(here.get(name), dict) and isinstance(value, dict) else value
+        here[name] = (
+            merge(here[name], value)
+            if isinstance(here.get(name), dict) and isinstance(value, dict)
+            else value
+        )
     return nested
 
 
@@ -136,7 +156,9 @@ class Decoder:
         """An instance of the dataclass ``cls``; HfgenError on unknown keys, wrong types and impossible values."""
         self._check_keys(cls, values, path)
         hints = typing.get_type_hints(cls)
-        arguments = {key: self._value(hints[key], value, _join(path, key)) for key, value in values.items()}
+        arguments = {
+            key: self._value(hints[key], value, _join(path, key)) for key, value in values.items()
+        }
         try:
             return cls(**arguments)
         except (TypeError, ValueError, HfgenError) as error:
@@ -145,12 +167,19 @@ class Decoder:
     def _check_keys(self, cls: type, values: Any, path: str) -> None:
         fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
         if not isinstance(values, Mapping):
-            raise self._error(path, f"expected a section with keys {', '.join(fields)}, got {values!r}")
+            raise self._error(
+                path, f"expected a section with keys {', '.join(fields)}, got {values!r}"
+            )
         for key in values:
             if key not in fields:
-                raise HfgenError(f"{self.origin(_join(path, str(key)))}: {one_of_key(_join(path, str(key)), key, list(fields))}")
+                raise HfgenError(
+                    f"{self.origin(_join(path, str(key)))}: {one_of_key(_join(path, str(key)), key, list(fields))}"
+                )
         for name, field in fields.items():
-            required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+            required = (
+                field.default is dataclasses.MISSING
+                and field.default_factory is dataclasses.MISSING
+            )
             if required and name not in values:
                 raise self._error(_join(path, name), "is required and missing")
 
@@ -161,12 +190,14 @@ class Decoder:
             return self.decode(hint, value, path)  # type: ignore[arg-type]
         if not _fits(hint, value, self.choices):
             raise self._error(path, f"expected {_describe(hint)}, got {value!r}")
+        if value is None:
+            return None
         if get_origin(hint) in (list, tuple) and get_args(hint)[0] in self.choices:
             part = get_args(hint)[0]
             return tuple(self._choice(part, v, f"{path}[{i}]") for i, v in enumerate(value))
         members = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
         special = [m for m in members if m in self.choices or dataclasses.is_dataclass(m)]
-        if special and value is not None:
+        if special:
             return self._value(special[0], value, path)
         return draccus.decode(hint, value)
 
@@ -174,7 +205,9 @@ class Decoder:
         table = self.choices[base]
         values = {"type": value} if isinstance(value, str) else value
         if not isinstance(values, Mapping) or "type" not in values:
-            raise self._error(path, f"needs a type, one of {', '.join(sorted(table))}; got {value!r}")
+            raise self._error(
+                path, f"needs a type, one of {', '.join(sorted(table))}; got {value!r}"
+            )
         if values["type"] not in table:
             key = _join(path, "type")
             raise HfgenError(f"{self.origin(key)}: {one_of(key, values['type'], list(table))}")
@@ -197,7 +230,11 @@ def one_of_key(path: str, key: str, valid: list[str]) -> str:
 def encode(value: Any, choices: Choices) -> Any:
     """A dataclass as plain YAML values, ``type`` first where a table chose the class; the inverse of ``decode``."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        body = {f.name: encode(getattr(value, f.name), choices) for f in dataclasses.fields(value) if f.init}
+        body = {
+            f.name: encode(getattr(value, f.name), choices)
+            for f in dataclasses.fields(value)
+            if f.init
+        }
         name = choice_name(value, choices)
         return {"type": name, **body} if name else body
     if isinstance(value, Mapping):
@@ -212,14 +249,19 @@ def choice_name(value: Any, choices: Choices) -> str | None:
     for base, table in choices.items():
         if isinstance(value, base):
             for name, choice in table.items():
-                if choice is type(value) or choice == f"{type(value).__module__}:{type(value).__name__}":
+                if (
+                    choice is type(value)
+                    or choice == f"{type(value).__module__}:{type(value).__name__}"
+                ):
                     return name
     return None
 
 
 def to_yaml(values: Mapping[str, Any]) -> str:
     """YAML in the order given, short lists on one line."""
-    return yaml.safe_dump(dict(values), sort_keys=False, allow_unicode=True, width=110, default_flow_style=None)
+    return yaml.safe_dump(
+        dict(values), sort_keys=False, allow_unicode=True, width=110, default_flow_style=None
+    )
 
 
 def _join(path: str, key: str) -> str:
@@ -244,7 +286,10 @@ def _fits(hint: Any, value: Any, choices: Choices) -> bool:
         items = arguments if origin is tuple and Ellipsis not in arguments else None
         if not isinstance(value, list | tuple) or (items is not None and len(items) != len(value)):
             return False
-        return all(_fits(items[i] if items else arguments[0], item, choices) for i, item in enumerate(value))
+        return all(
+            _fits(items[i] if items else arguments[0], item, choices)
+            for i, item in enumerate(value)
+        )
     if origin is dict or hint is dict:
         return isinstance(value, Mapping)
     if hint is float:

@@ -18,10 +18,14 @@ import psutil
 from hfgen.errors import HfgenError
 from hfgen.recipe import Recipe
 
-_NOISE = re.compile(r"^[EWI]\d{4} .*(elastic|distributed)|ChildFailedError|SignalException|^\*{10,}|torch/distributed/run\.py")
+_NOISE = re.compile(
+    r"^[EWI]\d{4} .*(elastic|distributed)|ChildFailedError|SignalException|^\*{10,}|torch/distributed/run\.py"
+)
 
 
-def launch(num_processes: int | None, config_file: str | None, arguments: list[str], recipe: Recipe) -> int:
+def launch(
+    num_processes: int | None, config_file: str | None, arguments: list[str], recipe: Recipe
+) -> int:
     """Run ``hfgen <arguments>`` in several processes; the exit status of the run."""
     if num_processes is not None and num_processes < 1:
         raise HfgenError(f"--num-processes: must be at least 1, got {num_processes}")
@@ -55,11 +59,16 @@ def launch(num_processes: int | None, config_file: str | None, arguments: list[s
     if status != 0 and said_error:
         return 2
     if status != 0:
-        print(f"hfgen: error: a process of the run ended with status {status}; its last lines are above", file=sys.stderr)
+        print(
+            f"hfgen: error: a process of the run ended with status {status}; its last lines are above",
+            file=sys.stderr,
+        )
     return status
 
 
-def _command(num_processes: int | None, config_file: str | None, recipe: Recipe) -> tuple[list[str], dict[str, str]]:
+def _command(
+    num_processes: int | None, config_file: str | None, recipe: Recipe
+) -> tuple[list[str], dict[str, str]]:
     import torch
 
     command = [sys.executable, "-m", "accelerate.commands.launch"]
@@ -67,14 +76,24 @@ def _command(num_processes: int | None, config_file: str | None, recipe: Recipe)
         count = ["--num_processes", str(num_processes)] if num_processes else []
         return [*command, "--config_file", config_file, *count], {}
     precision = recipe.training.mixed_precision
-    command += ["--num_processes", str(num_processes), "--num_machines", "1", "--dynamo_backend", "no"]
+    command += [
+        "--num_processes",
+        str(num_processes),
+        "--num_machines",
+        "1",
+        "--dynamo_backend",
+        "no",
+    ]
     command += ["--mixed_precision", precision, "--main_process_port", "0"]
     if num_processes and num_processes > 1:
         command.append("--multi_gpu")  # on CPU too: `--cpu` would silently run one process
     if torch.cuda.is_available():
         return command, {}
     threads = max(1, (os.cpu_count() or 1) // (num_processes or 1))
-    return command, {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+    return command, {
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+    }
 
 
 def _workers(launcher: int) -> list[psutil.Process]:
@@ -117,4 +136,9 @@ def _copy_stderr(process: subprocess.Popen[str]) -> bool:
 
 def _is_report(line: str) -> bool:
     """A line of torchrun's table about a failed worker."""
-    return bool(re.match(r"^(=+|-+|Root Cause|Failures:|  <NO_OTHER|\[\d+\]:|  (time|host|rank|exitcode|error_file|traceback) )", line))
+    return bool(
+        re.match(
+            r"^(=+|-+|Root Cause|Failures:|  <NO_OTHER|\[\d+\]:|  (time|host|rank|exitcode|error_file|traceback) )",
+            line,
+        )
+    )

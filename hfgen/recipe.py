@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from hfgen.config import Choices, Decoder, encode, merge, one_of_key, parse_overrides, read_yaml, to_yaml
+from hfgen.config import (
+    Choices,
+    Decoder,
+    encode,
+    merge,
+    one_of_key,
+    parse_overrides,
+    read_yaml,
+    to_yaml,
+)
 from hfgen.data.config import DataConfig
 from hfgen.errors import HfgenError, one_of
 from hfgen.hub.config import HubConfig
@@ -108,10 +117,14 @@ class Recipe:
 
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
-            raise ValueError(f"format_version: {self.format_version} is not {FORMAT_VERSION}, the one that this hfgen reads")
+            raise ValueError(
+                f"format_version: {self.format_version} is not {FORMAT_VERSION}, the one that this hfgen reads"
+            )
         for role in sorted({role for phase in self.objective.phases for role in phase.trains}):
             if role not in self.model and "pretrained" not in self.model:
-                raise ValueError(f"model: the objective trains {role!r}, which is not among {', '.join(sorted(self.model))}")
+                raise ValueError(
+                    f"model: the objective trains {role!r}, which is not among {', '.join(sorted(self.model))}"
+                )
 
     @property
     def folder(self) -> Path:
@@ -187,7 +200,10 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
     for key in sorted({*old, *new}):
         here = f"{path}.{key}" if path else key
         a, b = old.get(key), new.get(key)
-        if here in ignored or here in ("training.resume_from_checkpoint", "training.allow_recipe_change"):
+        if here in ignored or here in (
+            "training.resume_from_checkpoint",
+            "training.allow_recipe_change",
+        ):
             continue
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, here)

@@ -93,7 +93,11 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
 
     config = recipe.training
     checkpoints = Checkpoints(recipe.folder / "checkpoints", config.checkpoints_total_limit)
-    resume = checkpoints.resolve(config.resume_from_checkpoint) if config.resume_from_checkpoint else None
+    resume = (
+        checkpoints.resolve(config.resume_from_checkpoint)
+        if config.resume_from_checkpoint
+        else None
+    )
     if resume is not None:
         _check_same_recipe(recipe, resume)
     with accelerator.main_process_first():
@@ -155,7 +159,10 @@ def export(pipeline: Any, recipe: Recipe, folder: Path) -> None:
 def _say_end(recipe: Recipe, finished: bool, latest: Path | None) -> None:
     grids = sorted((recipe.folder / "samples").glob("*.png"))
     if not finished:
-        print(f"stopped; saved {latest}. Go on with: hfgen train {recipe.folder} --resume latest", file=sys.stderr)
+        print(
+            f"stopped; saved {latest}. Go on with: hfgen train {recipe.folder} --resume latest",
+            file=sys.stderr,
+        )
     if grids:
         print(f"samples:  {grids[-1]}")
     print(f"pipeline: {recipe.folder / 'pipeline'}")
@@ -165,7 +172,9 @@ def _check_processes() -> None:
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         value = os.environ.get(name, "0")
         if not value.isdigit():
-            raise HfgenError(f"environment: {name} is {value!r}, not a number; unset it or launch with --num-processes")
+            raise HfgenError(
+                f"environment: {name} is {value!r}, not a number; unset it or launch with --num-processes"
+            )
 
 
 def _check_accelerator(accelerator: Any) -> None:
@@ -177,7 +186,9 @@ def _check_accelerator(accelerator: Any) -> None:
         )
     kind = accelerator.distributed_type.value
     if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise HfgenError(f"accelerate config: {kind} is not supported (several models are trained at once); use multi-GPU DDP")
+        raise HfgenError(
+            f"accelerate config: {kind} is not supported (several models are trained at once); use multi-GPU DDP"
+        )
 
 
 def _open_folder(recipe: Recipe, overwrite: bool) -> None:
@@ -185,9 +196,13 @@ def _open_folder(recipe: Recipe, overwrite: bool) -> None:
     resuming = recipe.training.resume_from_checkpoint is not None
     if folder.exists() and any(folder.iterdir()) and not resuming:
         if not overwrite:
-            raise HfgenError(f"output_dir: {folder} already holds a run; use --resume latest, --overwrite or --output_dir OTHER")
+            raise HfgenError(
+                f"output_dir: {folder} already holds a run; use --resume latest, --overwrite or --output_dir OTHER"
+            )
         if not (folder / "recipe.yaml").is_file():
-            raise HfgenError(f"output_dir: {folder} is not a run (no recipe.yaml), so --overwrite will not delete it")
+            raise HfgenError(
+                f"output_dir: {folder} is not a run (no recipe.yaml), so --overwrite will not delete it"
+            )
         shutil.rmtree(folder)
     try:
         (folder / "samples").mkdir(parents=True, exist_ok=True)

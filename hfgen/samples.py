@@ -13,13 +13,17 @@ from PIL import Image
 from hfgen.errors import HfgenError, one_of
 
 
-def draw(pipeline: Any, num_images: int, *, seed: int = 0, batch_size: int = 64, **options: Any) -> list[Image.Image]:
+def draw(
+    pipeline: Any, num_images: int, *, seed: int = 0, batch_size: int = 64, **options: Any
+) -> list[Image.Image]:
     """``num_images`` PIL images; image i comes from its own generator (seed, i), so the batch size changes nothing."""
     images: list[Image.Image] = []
     pipeline.set_progress_bar_config(disable=True)
     for first in range(0, num_images, batch_size):
         numbers = range(first, min(first + batch_size, num_images))
-        generators = [torch.Generator().manual_seed(seed * 1_000_003 + number) for number in numbers]
+        generators = [
+            torch.Generator().manual_seed(seed * 1_000_003 + number) for number in numbers
+        ]
         call = {**options, **_labels(pipeline, numbers, options)}
         if "class_labels" in options:
             call["class_labels"] = options["class_labels"][first : first + len(numbers)]
@@ -58,7 +62,9 @@ def grid(images: list[Image.Image], *, columns: int | None = None, padding: int 
     return sheet
 
 
-def save_samples(pipeline: Any, path: Path, num_images: int, *, seed: int = 0, **options: Any) -> Path:
+def save_samples(
+    pipeline: Any, path: Path, num_images: int, *, seed: int = 0, **options: Any
+) -> Path:
     """Draw and save a grid; HfgenError where the file cannot be written."""
     sheet = grid(draw(pipeline, num_images, seed=seed, **options))
     try:
@@ -83,7 +89,9 @@ def sample_to_file(
 ) -> Path:
     """Load a model and save a grid of its images; ``options`` that are None are left to the pipeline."""
     if num_images < 1 or batch_size < 1:
-        raise HfgenError(f"sample: --num-images and --batch-size must be positive, got {num_images} and {batch_size}")
+        raise HfgenError(
+            f"sample: --num-images and --batch-size must be positive, got {num_images} and {batch_size}"
+        )
     from hfgen.hub.load import load
 
     pipeline = load(model, trust_remote_code=trust_remote_code)
@@ -91,13 +99,17 @@ def sample_to_file(
     accepted = inspect.signature(pipeline.__call__).parameters
     for name in [*given, *(["class_labels"] if class_labels else [])]:
         if name not in accepted:
-            raise HfgenError(f"sample: {type(pipeline).__name__} takes no --{name.replace('_', '-')}")
+            raise HfgenError(
+                f"sample: {type(pipeline).__name__} takes no --{name.replace('_', '-')}"
+            )
     if class_labels:
         given["class_labels"] = [class_labels[i % len(class_labels)] for i in range(num_images)]
     if scheduler is not None:
         pipeline.scheduler = swap_scheduler(pipeline, scheduler)
     try:
-        return save_samples(pipeline, Path(output), num_images, seed=seed, batch_size=batch_size, **given)
+        return save_samples(
+            pipeline, Path(output), num_images, seed=seed, batch_size=batch_size, **given
+        )
     except ValueError as error:
         raise HfgenError(f"sample: {error}") from None
 

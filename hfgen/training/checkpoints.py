@@ -62,7 +62,9 @@ class Checkpoints:
             shutil.rmtree(aside, ignore_errors=True)
             last = self.latest()
             kept = f"the last whole one is {last}" if last else "there is no earlier one"
-            raise HfgenError(f"{target}: checkpoint not written ({error.strerror or error}); {kept}") from None
+            raise HfgenError(
+                f"{target}: checkpoint not written ({error.strerror or error}); {kept}"
+            ) from None
         self._retain()
         return target
 
@@ -78,18 +80,25 @@ class Checkpoints:
 
     def mark_best(self, checkpoint: Path, metric: str, value: float) -> None:
         """Remember ``checkpoint`` as the one with the lowest ``metric``."""
-        write_text(self.folder / "best.json", json.dumps({"checkpoint": checkpoint.name, "metric": metric, "value": value}))
+        write_text(
+            self.folder / "best.json",
+            json.dumps({"checkpoint": checkpoint.name, "metric": metric, "value": value}),
+        )
 
     def resolve(self, name: str) -> Path:
         """The folder that ``resume_from_checkpoint`` means: "latest" or a path."""
         if name == "latest":
             latest = self.latest()
             if latest is None:
-                raise HfgenError(f"resume_from_checkpoint: no whole checkpoint in {self.folder}; start without --resume")
+                raise HfgenError(
+                    f"resume_from_checkpoint: no whole checkpoint in {self.folder}; start without --resume"
+                )
             return latest
         path = Path(name)
         if not path.is_dir():
-            raise HfgenError(f"resume_from_checkpoint: {name} is not a folder; give 'latest' or a checkpoint-<step> folder")
+            raise HfgenError(
+                f"resume_from_checkpoint: {name} is not a folder; give 'latest' or a checkpoint-<step> folder"
+            )
         return path
 
     def _all(self) -> list[Path]:
@@ -116,9 +125,13 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     try:
         state = json.loads(file.read_text())
     except (OSError, ValueError):
-        raise HfgenError(f"resume_from_checkpoint: {checkpoint} is not a whole checkpoint (no readable state.json)") from None
+        raise HfgenError(
+            f"resume_from_checkpoint: {checkpoint} is not a whole checkpoint (no readable state.json)"
+        ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise HfgenError(f"resume_from_checkpoint: {checkpoint} is not an hfgen checkpoint of format {FORMAT}")
+        raise HfgenError(
+            f"resume_from_checkpoint: {checkpoint} is not an hfgen checkpoint of format {FORMAT}"
+        )
     return state
 
 
@@ -129,7 +142,9 @@ def load_into(checkpoint: Path, modules: Mapping[str, nn.Module]) -> dict[str, A
     try:
         return torch.load(checkpoint / "optimizers.pt", map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError) as error:
-        raise HfgenError(f"resume_from_checkpoint: {checkpoint}/optimizers.pt cannot be read: {_first_line(error)}") from None
+        raise HfgenError(
+            f"resume_from_checkpoint: {checkpoint}/optimizers.pt cannot be read: {_first_line(error)}"
+        ) from None
 
 
 def load_module(file: Path, module: nn.Module) -> None:
@@ -139,7 +154,9 @@ def load_module(file: Path, module: nn.Module) -> None:
     except (OSError, SafetensorError) as error:
         raise HfgenError(f"{file}: cannot be read as safetensors: {_first_line(error)}") from None
     except RuntimeError as error:
-        raise HfgenError(f"{file}: does not fit {type(module).__name__}: {_first_line(error)}") from None
+        raise HfgenError(
+            f"{file}: does not fit {type(module).__name__}: {_first_line(error)}"
+        ) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -162,7 +179,9 @@ def _write(folder: Path, snapshot: Snapshot) -> None:
 
 def _own_tensors(module: nn.Module) -> dict[str, Tensor]:
     # Copies: safetensors refuses tensors that share memory, as tied weights do.
-    return {key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()}
+    return {
+        key: value.detach().cpu().contiguous().clone() for key, value in module.state_dict().items()
+    }
 
 
 def _sync(path: Path) -> None:

@@ -46,7 +46,9 @@ class OptimizerConfig:
 
     def __post_init__(self) -> None:
         _positive(learning_rate=self.learning_rate, max_grad_norm=self.max_grad_norm)
-        _not_negative(lr_warmup_steps=self.lr_warmup_steps, adam_weight_decay=self.adam_weight_decay)
+        _not_negative(
+            lr_warmup_steps=self.lr_warmup_steps, adam_weight_decay=self.adam_weight_decay
+        )
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
@@ -144,7 +146,9 @@ class LoggingConfig:
         known = {"tensorboard", "trackio", "wandb", "none"}
         for name in self.trackers or ("none",):
             if name not in known:
-                raise ValueError(f"report_to: unknown tracker {name!r}; valid: {', '.join(sorted(known))}")
+                raise ValueError(
+                    f"report_to: unknown tracker {name!r}; valid: {', '.join(sorted(known))}"
+                )
 
     @property
     def trackers(self) -> list[str]:

@@ -21,7 +21,9 @@ class EMA:
         rampup_ratio: share of the images seen that bounds the half-life; None for no ramp.
     """
 
-    def __init__(self, models: Mapping[str, nn.Module], half_life: float, rampup_ratio: float | None):
+    def __init__(
+        self, models: Mapping[str, nn.Module], half_life: float, rampup_ratio: float | None
+    ):
         self.models = {role: copy.deepcopy(model).eval() for role, model in models.items()}
         for model in self.models.values():
             model.requires_grad_(False)

@@ -19,13 +19,17 @@ def check_trackers(config: LoggingConfig) -> None:
     """HfgenError at start where a tracker's package is missing: Accelerate itself would only warn and log nothing."""
     for name in config.trackers:
         if importlib.util.find_spec(name) is None:
-            raise HfgenError(f"logging.report_to: {name} is not installed; pip install {name}, or report_to: none")
+            raise HfgenError(
+                f"logging.report_to: {name} is not installed; pip install {name}, or report_to: none"
+            )
 
 
 class Log:
     """Writes numbers on the main process."""
 
-    def __init__(self, accelerator: Accelerator, config: LoggingConfig, folder: Path, recipe: dict[str, Any]):
+    def __init__(
+        self, accelerator: Accelerator, config: LoggingConfig, folder: Path, recipe: dict[str, Any]
+    ):
         self._accelerator = accelerator
         self._file = folder / "metrics.jsonl"
         self.every = config.logging_steps
@@ -36,7 +40,9 @@ class Log:
         """Drop lines after ``step``: a resumed run writes them again."""
         if not self._accelerator.is_main_process or not self._file.exists():
             return
-        lines = [line for line in self._file.read_text().splitlines() if json.loads(line)["step"] <= step]
+        lines = [
+            line for line in self._file.read_text().splitlines() if json.loads(line)["step"] <= step
+        ]
         self._file.write_text("".join(f"{line}\n" for line in lines))
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -59,7 +65,11 @@ class Progress:
         self._show = show
         self._total = total_steps
         terminal = show and sys.stderr.isatty()
-        self._bar = tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True) if terminal else None
+        self._bar = (
+            tqdm(total=total_steps, initial=step, unit="step", dynamic_ncols=True)
+            if terminal
+            else None
+        )
         self._tenth = step * 10 // total_steps
 
     def advance(self) -> None:
@@ -88,5 +98,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         if isinstance(value, dict):
             flat.update(_flat(value, f"{prefix}{key}."))
         else:
-            flat[f"{prefix}{key}"] = value if isinstance(value, str | int | float | bool) else str(value)
+            flat[f"{prefix}{key}"] = (
+                value if isinstance(value, str | int | float | bool) else str(value)
+            )
     return flat

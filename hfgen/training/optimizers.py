@@ -35,7 +35,9 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
         "betas": (config.adam_beta1, config.adam_beta2),
         "eps": config.adam_epsilon,
         "weight_decay": config.adam_weight_decay,
-        "fused": all(p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in parameters),
+        "fused": all(
+            p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in parameters
+        ),
     }
     plain = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
     match config.type:
@@ -52,7 +54,9 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
     raise one_of("optimizer.type", config.type, ["adamw", "adam", "sgd", "rmsprop", "adafactor"])
 
 
-def build_schedule(config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int) -> LambdaLR:
+def build_schedule(
+    config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int
+) -> LambdaLR:
     """A diffusers learning-rate schedule over ``steps`` training steps; stepped once per training step."""
     names = [kind.value for kind in SchedulerType if kind.value != "piecewise_constant"]
     if config.lr_scheduler not in names:

@@ -108,21 +108,32 @@ class Trainer:
         self._state: dict[str, nn.Module] = {role: models[role] for role in state}
         self._place(models)
         self._emas = [
-            EMA({role: self.models[role] for role in exported if role in roles}, half_life, ema.rampup_ratio)
+            EMA(
+                {role: self.models[role] for role in exported if role in roles},
+                half_life,
+                ema.rampup_ratio,
+            )
             for half_life in ema.half_lives
         ]
-        self._modules = {phase.name: accelerator.prepare(PhaseModule(phase, objective, models)) for phase in self._phases}
+        self._modules = {
+            phase.name: accelerator.prepare(PhaseModule(phase, objective, models))
+            for phase in self._phases
+        }
         self._active: str | None = None
         settings = {role: config_for_role(optimizer, role) for role in roles}
         raw = {role: build_optimizer(settings[role], self.models[role]) for role in roles}
-        self._schedules = {role: build_schedule(settings[role], raw[role], training.steps) for role in roles}
+        self._schedules = {
+            role: build_schedule(settings[role], raw[role], training.steps) for role in roles
+        }
         self._optimizers = {role: accelerator.prepare(raw[role]) for role in roles}
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
     def run(self) -> int:
         """Train to the end: 0; or to a signal: its number, after a checkpoint."""
-        progress = Progress(self._config.steps, self.now.step, show=self._accelerator.is_main_process)
+        progress = Progress(
+            self._config.steps, self.now.step, show=self._accelerator.is_main_process
+        )
         self._speed = _Speed()
         try:
             with StopFlag() as stop:
@@ -142,7 +153,9 @@ class Trainer:
 
     def train_step(self) -> dict[str, Tensor]:
         """One training step: each due phase on its own batch, then schedules, counters, averages."""
-        torch.manual_seed(seed_from(self._config.seed, self.now.step, self._accelerator.process_index))
+        torch.manual_seed(
+            seed_from(self._config.seed, self.now.step, self._accelerator.process_index)
+        )
         size = self._config.total_batch_size
         clock = Clock(self.now.step, self.now.images_seen, self._config.steps * size, size)
         terms: dict[str, Tensor] = {}
@@ -169,7 +182,13 @@ class Trainer:
         terms: dict[str, Tensor] = {}
         for split in range(splits):
             start = self._accelerator.process_index * self._rows_per_process + split * self._rows
-            rng = Rng(self._config.seed, self.now.step, phase.name, start=start, device=self._accelerator.device)
+            rng = Rng(
+                self._config.seed,
+                self.now.step,
+                phase.name,
+                start=start,
+                device=self._accelerator.device,
+            )
             last = split == splits - 1
             with contextlib.nullcontext() if last else self._accelerator.no_sync(module):
                 loss, new = module(self._batch(start), rng, clock)
@@ -245,7 +264,8 @@ class Trainer:
             values[f"lr/{role}"] = float(schedule.get_last_lr()[0])
         self._stop_clock(time.perf_counter())
         self._log.write(
-            self.now.step, {"images_seen": self.now.images_seen, "seconds": round(self.now.seconds, 3), **values}
+            self.now.step,
+            {"images_seen": self.now.images_seen, "seconds": round(self.now.seconds, 3), **values},
         )
         return values
 
@@ -298,7 +318,11 @@ class Trainer:
         self._accelerator.wait_for_everyone()
 
     def _modules_to_save(self) -> dict[str, nn.Module]:
-        averages = {f"ema{i}-{role}": m for i, ema in enumerate(self._emas) for role, m in ema.models.items()}
+        averages = {
+            f"ema{i}-{role}": m
+            for i, ema in enumerate(self._emas)
+            for role, m in ema.models.items()
+        }
         return {**self.models, **self._state, **averages}
 
     # -- processes and devices -----------------------------------------------------------------------------------------
@@ -342,7 +366,11 @@ class Trainer:
             return
         broken = [name for name, value in terms.items() if not bool(torch.isfinite(value).all())]
         where = f"step {self.now.step}, phase {phase.name!r}, term(s) {', '.join(broken) or 'loss'}"
-        finite = all(bool(torch.isfinite(p).all()) for model in self.models.values() for p in model.parameters())
+        finite = all(
+            bool(torch.isfinite(p).all())
+            for model in self.models.values()
+            for p in model.parameters()
+        )
         if finite:
             self.save()
         latest = self._checkpoints.latest()
@@ -355,5 +383,7 @@ class Trainer:
 def _enable_checkpointing(role: str, model: nn.Module) -> None:
     enable = getattr(model, "enable_gradient_checkpointing", None)
     if enable is None or not getattr(model, "_supports_gradient_checkpointing", False):
-        raise HfgenError(f"training.gradient_checkpointing: {type(model).__name__} (role {role}) does not support it")
+        raise HfgenError(
+            f"training.gradient_checkpointing: {type(model).__name__} (role {role}) does not support it"
+        )
     enable()

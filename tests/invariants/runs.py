@@ -44,7 +44,11 @@ def words(recipe: str, output_dir: Path, **settings: str) -> list[str]:
     """Arguments of ``hfgen`` for one tiny run; in keyword names ``__`` stands for the dot."""
     given = {name.replace("__", "."): value for name, value in settings.items()}
     values = {**COMMON, **FAMILIES[recipe], "output_dir": str(output_dir), **given}
-    return ["train", recipe, *(word for key, value in values.items() for word in (f"--{key}", value))]
+    return [
+        "train",
+        recipe,
+        *(word for key, value in values.items() for word in (f"--{key}", value)),
+    ]
 
 
 def run(recipe: str, output_dir: Path, **settings: str) -> Path:
@@ -55,11 +59,20 @@ def run(recipe: str, output_dir: Path, **settings: str) -> Path:
 
 def run_in_processes(count: int, argument_lists: list[list[str]]) -> None:
     """Several runs, one after the other, in the same ``count`` processes (importing diffusers is what takes the time)."""
-    command = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", str(count), "--num_machines", "1"]
+    command = [
+        "accelerate.commands.launch",
+        "--multi_gpu",
+        "--num_processes",
+        str(count),
+        "--num_machines",
+        "1",
+    ]
     command += ["--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]
     script = [str(Path(__file__).with_name("driver.py")), json.dumps(argument_lists)]
     environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}
-    result = subprocess.run([sys.executable, "-m", *command, *script], env=environment, capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-m", *command, *script], env=environment, capture_output=True, text=True
+    )
     assert result.returncode == 0, result.stderr[-3000:]
 
 
@@ -80,4 +93,6 @@ def distance(a: Path, b: Path, step: int) -> float:
 
 def optimizers(run_dir: Path, step: int) -> dict:
     """The optimizers' states of a checkpoint."""
-    return torch.load(run_dir / "checkpoints" / f"checkpoint-{step}" / "optimizers.pt", weights_only=True)
+    return torch.load(
+        run_dir / "checkpoints" / f"checkpoint-{step}" / "optimizers.pt", weights_only=True
+    )

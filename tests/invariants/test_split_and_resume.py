@@ -12,7 +12,15 @@ import torch
 
 from hfgen.rng import Rng
 from hfgen.training.trainer import Trainer
-from tests.invariants.runs import FAMILIES, distance, optimizers, run, run_in_processes, weights, words
+from tests.invariants.runs import (
+    FAMILIES,
+    distance,
+    optimizers,
+    run,
+    run_in_processes,
+    weights,
+    words,
+)
 
 STEPS = 4
 TOLERANCE = 1e-5
@@ -30,7 +38,14 @@ def runs(tmp_path_factory) -> Path:
         jobs.append(words(recipe, folder / recipe / "2p", **LENGTH))
         jobs.append(words(recipe, folder / recipe / "2p2", **LENGTH, **split))
         half = folder / recipe / "2p" / "checkpoints" / "checkpoint-2"
-        jobs.append(words(recipe, folder / recipe / "2p-resumed", **LENGTH, training__resume_from_checkpoint=str(half)))
+        jobs.append(
+            words(
+                recipe,
+                folder / recipe / "2p-resumed",
+                **LENGTH,
+                training__resume_from_checkpoint=str(half),
+            )
+        )
     run_in_processes(2, jobs)
     return folder
 
@@ -52,7 +67,11 @@ def test_micro_batches_do_not_change_the_result(runs, recipe, tmp_path):
 def test_the_gate_sees_draws_that_ignore_the_row(runs, recipe, tmp_path, monkeypatch):
     """Broken on purpose: every micro-batch draws the same noise."""
     original = Rng.__init__
-    monkeypatch.setattr(Rng, "__init__", lambda self, *key, start=0, device="cpu": original(self, *key, device=device))
+    monkeypatch.setattr(
+        Rng,
+        "__init__",
+        lambda self, *key, start=0, device="cpu": original(self, *key, device=device),
+    )
     broken = run(recipe, tmp_path / "a", **LENGTH, training__gradient_accumulation_steps="2")
     assert distance(runs / recipe / "1x16", broken, STEPS) > 10 * TOLERANCE
 
@@ -95,7 +114,10 @@ def test_the_gate_sees_a_resume_that_forgets(runs, forgotten, tmp_path, monkeypa
         kept = {
             "optimizer": {role: o.state_dict() for role, o in self._optimizers.items()},
             "stream": self._stream.state_dict(),
-            "average": {r: {k: v.clone() for k, v in m.state_dict().items()} for r, m in self._emas[0].models.items()},
+            "average": {
+                r: {k: v.clone() for k, v in m.state_dict().items()}
+                for r, m in self._emas[0].models.items()
+            },
         }
         original(self, checkpoint)
         if forgotten == "optimizer":
