@@ -1,4 +1,4 @@
-"""Measure a pipeline, a folder or any images against a data set: one pass, every metric, one file."""
+"""Measure a pipeline, a folder or any images against a data set: one pass, every metric."""
 
 from __future__ import annotations
 
@@ -170,7 +170,7 @@ class _Session:
         for name in self.names:
             chosen = load_backbone(METRICS[name].backbone or settings.backbone, settings.weights)
             known = self.backbones.setdefault(chosen.name, chosen)
-            known.to(self.state.device)
+            known.to(self.state.device or "cpu")
             self.backbone_of[name] = chosen.name
 
     def run(self) -> Results:

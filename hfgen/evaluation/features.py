@@ -1,4 +1,5 @@
-"""One pass over images: each is made once and each backbone sees it once, on any number of processes."""
+"""One pass over images, by any number of processes: each is made once and measured once.
+"""
 
 from __future__ import annotations
 

@@ -158,7 +158,7 @@ class PipelineImages(Images):
         self.condition, self.conditions = _condition(pipeline, self.parameters), conditions
         if self.condition and conditions is None:
             raise HfgenError(
-                f"{type(pipeline).__name__} needs {self.condition}: name a data set to take them from"
+                f"{type(pipeline).__name__} needs {self.condition}: name a data set that has them"
             )
 
     @property

@@ -1,4 +1,4 @@
-"""Log-likelihood of images, one scale for every family: nats, and bits per dimension of 8-bit pixels.
+"""Log-likelihood of images on one scale for every family: nats, and bits per 8-bit dimension.
 
 Every result names its bound, its number of samples, how pixels were dequantised, how often the
 network ran and its standard error. A bound is one class and one line in ``BOUNDS``.
@@ -7,7 +7,6 @@ network ran and its standard error. A bound is one class and one line in ``BOUND
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +16,10 @@ from torch import Tensor
 
 from hfgen.data import Source
 from hfgen.errors import HfgenError, one_of
+from hfgen.evaluation.bound import BIN, BINARY, DENSITY, DISCRETE, GREY, Bound, Pixels
+from hfgen.evaluation.likelihood_diffusion import ProbabilityFlowODE, VariationalBound
 from hfgen.rng import Rng
 
-BIN = 2 / 255
-"""Width of an 8-bit level on the [-1, 1] scale."""
 ROWS = 4096
 """Latents that a decoder sees at once when an image has many samples."""
 
@@ -53,50 +52,8 @@ class LogLikelihood:
     dimensions: int
 
 
-class Bound(ABC):
-    """One way to compute or bound ln p(x) for pipelines of one kind."""
-
-    @abstractmethod
-    def check(self, pipeline: Any) -> None:
-        """HfgenError when the pipeline has not what this bound needs."""
-
-    @abstractmethod
-    def log_prob(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
-        """[B] nats of images [B, C, H, W] in [-1, 1], already dequantised where needed."""
-
-    @abstractmethod
-    def pixels(self, pipeline: Any, images: Tensor) -> Pixels:
-        """What measure ``log_prob`` is of, decided on all images at once."""
-
-    def nfe(self, pipeline: Any, k: int) -> int:
-        """Network evaluations per image."""
-        return k
-
-
-@dataclass(frozen=True)
-class Pixels:
-    """A measure on images.
-
-    Attributes:
-        description: for the reader.
-        dequantise: add uniform noise of one level's width before ``log_prob``.
-        offset: bits per dimension to add, log2(1 / level width) for a density; None when bits have
-            no meaning.
-    """
-
-    description: str
-    dequantise: bool
-    offset: float | None
-
-
-DENSITY = Pixels("density of 8-bit pixels + uniform noise of one level", True, -math.log2(BIN))
-DISCRETE = Pixels("probability of 8-bit pixels, not dequantised", False, 0.0)
-BINARY = Pixels("probability of binary pixels, not dequantised", False, 0.0)
-GREY = Pixels("Bernoulli cross-entropy of grey pixels: not a density", False, None)
-
-
 class ImportanceWeighted(Bound):
-    """ln 1/K sum_k p(x, z_k) / q(z_k | x), z_k ~ q (Burda et al. 2016, eq. 8); K = 1 is the ELBO."""
+    """ln 1/K sum_k p(x, z_k) / q(z_k | x), z_k ~ q (Burda et al. 2016, eq. 8)."""
 
     def check(self, pipeline: Any) -> None:
         if "vae" not in pipeline.components or not hasattr(pipeline, "likelihood"):
@@ -139,7 +96,12 @@ class Elbo(ImportanceWeighted):
         return self.log_weights(pipeline, images, k, rng).mean(0)
 
 
-BOUNDS: dict[str, Bound] = {"elbo": Elbo(), "iw": ImportanceWeighted()}
+BOUNDS: dict[str, Bound] = {
+    "elbo": Elbo(),
+    "iw": ImportanceWeighted(),
+    "pf_ode": ProbabilityFlowODE(),
+    "vlb": VariationalBound(),
+}
 
 
 @torch.inference_mode()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hfgen.denoising import DiscretePath, Parameterisation, parameterisation
 from hfgen.errors import HfgenError
-from hfgen.evaluation.likelihood import BIN, DENSITY, DISCRETE, Bound, Pixels
+from hfgen.evaluation.bound import BIN, DENSITY, DISCRETE, Bound, Pixels
 from hfgen.probability_flow import Network, ProbabilityFlow, heun
 from hfgen.rng import Rng
 

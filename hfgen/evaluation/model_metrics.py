@@ -1,4 +1,6 @@
-"""Metrics that look into a model rather than at its samples: likelihood, reconstruction, latents."""
+"""Metrics that look into a model rather than at its samples: likelihood, reconstruction,
+latents.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +26,8 @@ MAX_IMAGES = 2000
 IMPORTANCE_SAMPLES = 64
 SAMPLES = {"elbo": 1, "iw": IMPORTANCE_SAMPLES}
 """K of the bounds that have one, when they are computed as part of an evaluation."""
+IMAGES = {"pf_ode": 64, "vlb": 16}
+"""Fewer images for the bounds that call a network 128 and 1000 times for each."""
 
 ModelMetric = Callable[[Any, Source], list[Score]]
 
@@ -36,7 +40,8 @@ def likelihood(pipeline: Any, source: Source) -> list[Score]:
     scores = []
     for name in bounds:
         k = SAMPLES.get(name, 1)
-        result = log_likelihood(pipeline, source, bound=name, k=k, max_images=MAX_IMAGES)
+        images = IMAGES.get(name, MAX_IMAGES)
+        result = log_likelihood(pipeline, source, bound=name, k=k, max_images=images)
         settings = (
             f"{name}, K={k}, NFE={result.nfe}, {result.pixels}, {result.count} images of "
             f"{source.spec.name}/{source.spec.split}"
@@ -70,7 +75,9 @@ def reconstruction(pipeline: Any, source: Source) -> list[Score]:
 
 @torch.inference_mode()
 def representation(pipeline: Any, source: Source) -> list[Score]:
-    """Active units; with labels, linear-probe and k-NN accuracy of posterior means (half to fit)."""
+    """Active units; with labels, linear-probe and k-NN accuracy of posterior means (half to
+    fit).
+    """
     _require_vae(pipeline, "representation")
     rows = range(min(MAX_IMAGES, len(source)))
     latents, labels = [], []

@@ -1,4 +1,6 @@
-"""Pictures beside the numbers: a grid of samples, and samples with their nearest training images."""
+"""Pictures beside the numbers: a grid of samples, and samples with their nearest training
+images.
+"""
 
 from __future__ import annotations
 

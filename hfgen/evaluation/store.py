@@ -1,4 +1,6 @@
-"""Features on disk, block by block: a killed evaluation continues, and nothing is computed twice."""
+"""Features on disk, block by block: a killed evaluation continues, and nothing is computed
+twice.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""The metrics by name: one line each. A line says what is computed, on which backbone and output."""
+"""The metrics by name: one line each. A line says what is computed, on which backbone and
+output.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
@@ -84,9 +86,9 @@ class Metric:
         result = self.compute(evidence)
         if isinstance(result, Estimate):
             return {name: result}
-        if is_dataclass(result) and not isinstance(result, type):
-            return {field: Estimate(float(value)) for field, value in asdict(result).items()}
-        return {name: Estimate(float(result))}
+        if isinstance(result, float):
+            return {name: Estimate(result)}
+        return {field: Estimate(float(value)) for field, value in asdict(result).items()}
 
 
 def _frechet(e: Evidence) -> Estimate:

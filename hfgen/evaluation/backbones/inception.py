@@ -9,6 +9,7 @@ published FIDs rest on these four. Parameter names are those of the ports of its
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,6 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from hfgen.errors import HfgenError
 from hfgen.evaluation.backbones.base import Backbone, check_digest
 from hfgen.evaluation.backbones.inception_weights import find_weights, read_weights
 
@@ -59,7 +59,7 @@ class InceptionFID(ModelMixin, ConfigMixin):
         x = F.max_pool2d(self.Conv2d_4a_3x3(self.Conv2d_3b_1x1(x)), 3, stride=2)
         x = self.Mixed_6a(self.Mixed_5d(self.Mixed_5c(self.Mixed_5b(x))))
         x = self.Mixed_6c(self.Mixed_6b(x))
-        spatial = self.Mixed_6d.branch1x1(x)[:, :7].flatten(1)
+        spatial = self.Mixed_6d.get_submodule("branch1x1")(x)[:, :7].flatten(1)
         x = self.Mixed_6e(self.Mixed_6d(x))
         features = self.Mixed_7c(self.Mixed_7b(self.Mixed_7a(x))).mean((2, 3))
         unbiased = features @ self.fc.weight.T
@@ -97,7 +97,8 @@ class InceptionBackbone(Backbone):
         self.network.eval().requires_grad_(False)
 
     def to(self, device: torch.device | str) -> InceptionBackbone:
-        self.network.to(torch.device(device))
+        network: Any = self.network  # diffusers decorates ``to`` in a way that hides its types
+        network.to(device)
         return self
 
     def forward(self, images: Tensor) -> dict[str, Tensor]:

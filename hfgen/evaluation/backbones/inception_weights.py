@@ -43,7 +43,9 @@ def find_weights(weights: str | Path | None, sha256: str | None) -> tuple[Path, 
 
 
 def read_weights(network: nn.Module, path: Path) -> None:
-    """Load ``path`` (.safetensors or .pth) into the FID network; HfgenError when it does not fit."""
+    """Load ``path`` (.safetensors or .pth) into the FID network; HfgenError when it does not
+    fit.
+    """
     state = {name: value for name, value in _read(path).items() if name in network.state_dict()}
     missing = sorted(_required(network) - state.keys())
     if missing:

@@ -19,7 +19,9 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 class _VisionTransformer(Backbone):
-    """Bicubic antialiased resize to the network's size, channel means and deviations, one vector."""
+    """Bicubic antialiased resize to the network's size, channel means and deviations, one
+    vector.
+    """
 
     def __init__(self, source: str, model_class: Any, size: int | None, mean: tuple, std: tuple):
         self.network = _from_pretrained(self.name, model_class, source)

@@ -50,7 +50,7 @@ def as_features(x: Array, name: str, *, at_least: int = 2) -> Tensor:
 def as_pair(
     a: Array, b: Array, names: tuple[str, str] = ("real", "fake"), *, at_least: int = 2
 ) -> tuple[Tensor, Tensor]:
-    """Both arrays by ``as_features``, in one dtype and on one device; HfgenError when widths differ."""
+    """Both arrays by ``as_features``, of one dtype and device; HfgenError when widths differ."""
     x, y = (as_features(v, n, at_least=at_least) for v, n in zip((a, b), names, strict=True))
     if x.shape[1] != y.shape[1]:
         raise HfgenError(

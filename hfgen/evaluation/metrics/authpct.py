@@ -1,4 +1,4 @@
-"""AuthPct (Alaa et al. 2022, section 4, as a share by Stein et al. 2023): how many samples are not copies."""
+"""AuthPct (Alaa et al. 2022, section 4; Stein et al. 2023): how many samples are not copies."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from hfgen.evaluation.metrics.neighbours import nearest, nearest_others
 def authpct(train: Array, fake: Array) -> float:
     """Percentage of fakes that are authentic: 100 P[d(x*, NN_train(x*)) < d(g, x*)].
 
-    x* is the training sample nearest to the fake g. A fake is a copy when it is nearer to x* than x*'s nearest other
-    training sample is (or equally near).
+    x* is the training sample nearest to the fake g. A fake is a copy when it is nearer to x* than
+    x*'s nearest other training sample is (or equally near).
 
     Args:
         train, fake: features [N, D] with N >= 2, and [M, D].

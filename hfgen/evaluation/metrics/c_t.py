@@ -17,7 +17,8 @@ from hfgen.evaluation.metrics.neighbours import nearest
 @dataclass(frozen=True)
 class CopyTest:
     """Attributes:
-    statistic: C_T; below about -3 the samples are nearer to the training set than fresh data is (copying), above 3 farther.
+    statistic: C_T; below about -3 the samples are nearer to the training set than fresh data is
+        (copying), above 3 farther.
     cells: how many cells of the partition entered (those with enough generated samples).
     """
 
@@ -28,10 +29,11 @@ class CopyTest:
 def c_t(
     train: Array, test: Array, fake: Array, *, cells: int = 1, tau: float = 20, seed: int = 0
 ) -> CopyTest:
-    """Weighted mean over cells of the Mann-Whitney Z-score of distances to the training set (eqs. 1 and 2).
+    """Mean over cells of the Mann-Whitney Z-score of distances to the training set (eqs. 1, 2).
 
     Args:
-        train, test, fake: features [N, D], [M, D], [K, D]; ``test`` is held out from the same distribution as ``train``.
+        train, test, fake: features [N, D], [M, D], [K, D]; ``test`` is held out from the same
+            distribution as ``train``.
         cells: k-means cells of the training set (1: the global test).
         tau: fewest generated samples for a cell to count.
     Raises:
@@ -54,7 +56,7 @@ def c_t(
 
 
 def _z_score(q: np.ndarray, p: np.ndarray) -> float:
-    """Mann-Whitney U of q over p, standardised with the correction for ties; negative where q is smaller."""
+    """Mann-Whitney U of q over p, standardised, corrected for ties; negative where q is smaller."""
     n, m = len(q), len(p)
     both = np.concatenate([q, p])
     u = rankdata(both)[:n].sum() - n * (n + 1) / 2

@@ -1,4 +1,4 @@
-"""CMMD (Jayasumana et al. 2024, section 4): squared MMD of CLIP embeddings with a Gaussian kernel, times 1000."""
+"""CMMD (Jayasumana et al. 2024, section 4): squared Gaussian-kernel MMD of CLIP embeddings."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ BLOCK = 1024
 def cmmd(real: Array, fake: Array, *, sigma: float = 10.0, scale: float = 1000.0) -> float:
     """``scale`` times MMD^2 with k(x, y) = exp(-|x - y|^2 / (2 sigma^2)) on L2-normalised rows.
 
-    The V-statistic of the paper's code (the diagonal is included), so that 0 is attained for equal sets. float64.
+    The V-statistic of the paper's code (the diagonal is included), so that 0 is attained for equal
+    sets. float64.
 
     Args:
         real, fake: CLIP image embeddings [N, D], [M, D]; normalised here.

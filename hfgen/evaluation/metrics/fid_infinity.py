@@ -1,4 +1,4 @@
-"""Bias-free Frechet distance by extrapolation to infinitely many samples (Chong & Forsyth 2020, section 4)."""
+"""Frechet distance extrapolated to infinitely many samples (Chong & Forsyth 2020, section 4)."""
 
 from __future__ import annotations
 
@@ -18,12 +18,14 @@ def frechet_distance_infinity(
     smallest: int = 5000,
     seed: int = 0,
 ) -> Estimate:
-    """Intercept of the line of the Frechet distance over 1 / n, and the intercept's standard error from the fit.
+    """Intercept of the line of Frechet distances over 1 / n, with its standard error of the fit.
 
     Args:
-        fake: features [N, D]; subsets of ``points`` sizes from ``smallest`` to N are drawn without replacement.
+        fake: features [N, D]; subsets of ``points`` sizes from ``smallest`` to N are drawn without
+            replacement.
         reference: features or moments, used whole each time.
-        smallest: 5000 in the paper; keep it above D, where the distance is close to linear in 1 / n.
+        smallest: 5000 in the paper; keep it above D, where the distance is close to linear
+            in 1 / n.
     Raises:
         HfgenError: fewer than 3 points, or ``smallest`` not between 2 and N - 1.
     """

@@ -2,8 +2,8 @@
 
     F = |mu_1 - mu_2|^2 + tr S_1 + tr S_2 - 2 tr (S_1 S_2)^(1/2)
 
-With any factors S_1 = A'A and S_2 = B'B the last trace is the nuclear norm of A B': nothing larger than the smaller of
-(N, D) is decomposed, and no square root of a non-symmetric matrix is taken.
+With any factors S_1 = A'A and S_2 = B'B the last trace is the nuclear norm of A B': nothing larger
+than the smaller of (N, D) is decomposed, and no square root of a non-symmetric matrix is taken.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ def frechet_distance(a: Array | Moments, b: Array | Moments) -> float:
     """Frechet distance of two sets of features, or of their moments; covariances with ddof 1.
 
     Args:
-        a, b: features [N, D] and [M, D], or ``Moments``. With features and N <= D the distance costs O(N^2 D) and is exact.
+        a, b: features [N, D] and [M, D], or ``Moments``. With features and N <= D the distance
+            costs O(N^2 D) and is exact.
     Raises:
         HfgenError: fewer than 2 samples, different D, NaN.
     """
@@ -34,14 +35,16 @@ def frechet_distance(a: Array | Moments, b: Array | Moments) -> float:
 def frechet_distance_with_error(a: Array, b: Array, *, fixed: bool = False) -> Estimate:
     """Frechet distance and its standard error by the influence function (delta method).
 
-    The influence of a sample x of the first set, with T the optimal transport map between the fitted Gaussians, is
-    2 (mu_1 - mu_2)'(x - mu_1) + (x - mu_1)'(I - T)(x - mu_1) up to a constant, since the derivative of tr (S_1 S_2)^(1/2)
-    by S_1 is T / 2; for the second set T becomes its inverse. No resampling: a percentile bootstrap of this distance is
-    biased, as resampling shrinks covariances.
+    The influence of a sample x of the first set, with T the optimal transport map between the
+    fitted Gaussians, is 2 (mu_1 - mu_2)'(x - mu_1) + (x - mu_1)'(I - T)(x - mu_1) up to a
+    constant, since the derivative of tr (S_1 S_2)^(1/2) by S_1 is T / 2; for the second set T
+    becomes its inverse. No resampling: a percentile bootstrap of this distance is biased, as
+    resampling shrinks covariances.
 
     Args:
         a, b: features [N, D] and [M, D].
-        fixed: whether ``b`` is the reference itself rather than a sample (its share of the variance is left out).
+        fixed: whether ``b`` is the reference itself rather than a sample (its share of the
+            variance is left out).
     """
     value = frechet_distance(a, b)
     x, y = as_double(a, "first set"), as_double(b, "second set")
@@ -112,10 +115,12 @@ def _factor(covariance: np.ndarray) -> np.ndarray:
 
 
 def _transport_energies(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """x'Tx and y'T^{-1}y for each centred row, T the transport map from the Gaussian of x to that of y.
+    """x'Tx and y'T^{-1}y for each centred row, T the transport map from the Gaussian of x to that
+    of y.
 
-    With x / sqrt(n - 1) = Q A, A'A = S_1, and C = A y' / sqrt(m - 1) = U S V', the map is T = A^+ U S U' A^+'; hence
-    x'Tx / (n - 1) are the squares of Q U weighted by S, and y'T^{-1}y / (m - 1) those of C'U divided by S.
+    With x / sqrt(n - 1) = Q A, A'A = S_1, and C = A y' / sqrt(m - 1) = U S V', the map is T = A^+
+    U S U' A^+'; hence x'Tx / (n - 1) are the squares of Q U weighted by S, and y'T^{-1}y / (m - 1)
+    those of C'U divided by S.
     """
     coordinates, factor = _coordinates(x)
     cross = factor @ y.T / math.sqrt(len(y) - 1)

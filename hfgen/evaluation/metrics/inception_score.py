@@ -17,8 +17,10 @@ def inception_score(
     """Mean over splits, and the standard error of that mean (their std, ddof 0, over sqrt(splits)).
 
     Args:
-        logits: class logits [N, C] of the generated images; the FID network's are taken without bias. float64 inside.
-        shuffle: whether rows are permuted first by numpy's ``RandomState(seed)``, as torch-fidelity does.
+        logits: class logits [N, C] of the generated images; the FID network's are taken without
+            bias. float64 inside.
+        shuffle: whether rows are permuted first by numpy's ``RandomState(seed)``, as
+            torch-fidelity does.
     Raises:
         HfgenError: fewer samples than splits.
     """

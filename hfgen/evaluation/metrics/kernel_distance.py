@@ -1,8 +1,8 @@
-"""Kernel distance (KID): unbiased squared MMD with the cubic kernel (x'y / D + 1)^3 (Binkowski et al. 2018, section 4).
+"""Kernel distance (KID; Binkowski et al. 2018, section 4): unbiased MMD^2, k = (x'y / D + 1)^3.
 
-The kernel sums are taken over blocks; a symmetric one costs half. Each scalar product is split into a centred part,
-multiplied in the features' own precision, and a float64 rest, so that float32 features lose nothing that the difference
-of three large means would show.
+The kernel sums are taken over blocks; a symmetric one costs half. Each scalar product is split
+into a centred part, multiplied in the features' own precision, and a float64 rest, so that float32
+features lose nothing that the difference of three large means would show.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ def kernel_distance(a: Array, b: Array) -> Estimate:
 def kernel_distance_subsets(
     a: Array, b: Array, *, subsets: int = 100, subset_size: int = 1000, seed: int = 2020
 ) -> Estimate:
-    """The conventional estimate: mean of unbiased MMD^2 over random subsets, drawn in torch-fidelity's order.
+    """The conventional estimate: mean over random subsets, drawn in torch-fidelity's order.
 
     Returns:
-        The mean; its ``standard_error`` is that of the mean over subsets (their std, ddof 0, over sqrt(subsets)).
+        The mean; its ``standard_error`` is that of the mean over subsets (their std, ddof 0, over
+        sqrt(subsets)).
     Raises:
         HfgenError: ``subset_size`` larger than a set.
     """

@@ -1,4 +1,4 @@
-"""Memorisation-informed Frechet distance (Bai et al. 2021, section 3): the distance, divided when samples copy."""
+"""Memorisation-informed Frechet distance (Bai et al. 2021, section 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BLOCK = 2048
 
 
 def memorisation_distance(fake: Array, train: Array) -> float:
-    """Mean over fakes of the smallest cosine distance to a training sample: 1 - |cos|, in [0, 1]."""
+    """Mean over fakes of the smallest cosine distance 1 - |cos| to a training sample; in [0, 1]."""
     x, y = (v.double() for v in as_pair(fake, train, ("fake", "train"), at_least=1))
     if bool((x.norm(dim=1) == 0).any() or (y.norm(dim=1) == 0).any()):
         raise HfgenError("features: a zero row has no direction, so no cosine distance")
@@ -24,7 +24,7 @@ def memorisation_distance(fake: Array, train: Array) -> float:
 
 
 def mifid(fake: Array, train: Array, *, threshold: float = 0.1, epsilon: float = 1e-15) -> float:
-    """Frechet distance to the training set over its memorisation distance d, where d < ``threshold``; else undivided.
+    """Frechet distance, divided by the memorisation distance where that is below ``threshold``.
 
     Args:
         fake, train: features [N, D], [M, D] of one backbone.

@@ -1,8 +1,9 @@
-"""Nearest neighbours and balls, blockwise: the one place where metrics of manifolds compute distances.
+"""Nearest neighbours and balls: the one place where metrics of manifolds compute distances.
 
-Squared distances of centred float32 copies come from matrix products. Wherever their rounding error, bounded rigorously,
-could change a decision (which sample is the k-th nearest, whether a point is in a ball), direct float64 differences of the
-original features decide. So results are exact, do not depend on the block size, and no [N, M] matrix is ever held.
+Squared distances of centred float32 copies come from matrix products. Wherever their rounding
+error, bounded rigorously, could change a decision (which sample is the k-th nearest, whether a
+point is in a ball), direct float64 differences of the original features decide. So results are
+exact, do not depend on the block size, and no [N, M] matrix is ever held.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ def nearest(queries: Tensor, reference: Tensor, k: int = 1) -> Neighbours:
 
 
 def nearest_others(x: Tensor, k: int) -> Neighbours:
-    """The ``k`` nearest *other* rows for each row of ``x`` [N, D]; each pair of blocks is computed once."""
+    """The ``k`` nearest *other* rows for each row of ``x`` [N, D]; no distance is made twice."""
     _check_k(k, len(x) - 1, "the others in a set")
     a, _ = _Coarse.pair(x, x)
     best = _Best.empty(len(x), min(k + SPARE, len(x) - 1), x.device)
@@ -77,7 +78,8 @@ class Members:
 def memberships(
     a: Tensor, b: Tensor, radii_a: Tensor | None, radii_b: Tensor | None, *, closed: bool
 ) -> tuple[Members, Members]:
-    """Which rows of ``b`` are in the balls around rows of ``a``, and the reverse, from one pass over the distances.
+    """Which rows of ``b`` are in the balls around rows of ``a``, and the reverse, from one pass
+    over the distances.
 
     Args:
         a, b: [N, D], [M, D].
@@ -116,7 +118,9 @@ def _inside(
 
 @dataclass(frozen=True)
 class _Coarse:
-    """A centred and scaled float32 copy, its squared norms, and its share of a bound on a squared distance's error."""
+    """A centred and scaled float32 copy, its squared norms, and its share of a bound on a squared
+    distance's error.
+    """
 
     original: Tensor
     rows: Tensor
@@ -136,8 +140,8 @@ class _Coarse:
     def _of(cls, x: Tensor, centre: Tensor, scale: float) -> _Coarse:
         rows = ((x.double() - centre) * scale).float()
         squares = rows.double().square().sum(1)
-        # |fl(x'y) - x'y| <= D u |x||y| (Higham 2002, section 3.1), and |x||y| <= (|x|^2 + |y|^2) / 2;
-        # 8 more units for the cast, the sums and the comparison
+        # |fl(x'y) - x'y| <= D u |x||y| (Higham 2002, section 3.1), and |x||y| <= (|x|^2 + |y|^2) /
+        # 2; 8 more units for the cast, the sums and the comparison
         unit = torch.finfo(torch.float32).eps / 2
         slack = squares * ((x.shape[1] + 8) * unit) + torch.finfo(torch.float32).tiny
         return cls(x, rows, squares.float(), slack.float(), scale)
@@ -146,7 +150,7 @@ class _Coarse:
 def _blocks(
     a: _Coarse, b: _Coarse, *, upper: bool = False
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Row slices and the block of coarse squared distances between them; with ``upper``, only j >= i."""
+    """Row slices and the coarse squared distances between them; with ``upper``, only j >= i."""
     for i in range(0, len(a.rows), BLOCK):
         for j in range(i if upper else 0, len(b.rows), BLOCK):
             rows, columns = slice(i, i + BLOCK), slice(j, j + BLOCK)
@@ -167,7 +171,7 @@ class _Best:
         return cls(distances, torch.zeros(n, keep, dtype=torch.int64, device=device))
 
     def offer(self, rows: slice, distances: Tensor, offset: int) -> None:
-        """Merge a block [rows, M'] whose columns are the candidates ``offset``, ``offset + 1``, ..."""
+        """Merge a block [rows, M'] whose columns are the candidates from ``offset`` on."""
         keep = min(self.distances.shape[1], distances.shape[1])
         values, indices = torch.topk(distances, keep, dim=1, largest=False, sorted=False)
         values = torch.cat([self.distances[rows], values], dim=1)
@@ -178,7 +182,9 @@ class _Best:
 
 
 def _refine(a: _Coarse, b: _Coarse, best: _Best, k: int, *, others: bool) -> Neighbours:
-    """Exact distances of all candidates that could be among the k nearest; rows with too few candidates in full."""
+    """Exact distances of all candidates that could be among the k nearest; rows with too few
+    candidates in full.
+    """
     margin = 2 * (a.slack + b.slack.max())
     possible = best.distances <= (best.distances[:, k - 1] + margin)[:, None]
     rows, columns = possible.nonzero(as_tuple=True)

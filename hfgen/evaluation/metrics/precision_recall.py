@@ -41,12 +41,14 @@ def precision_recall(
 ) -> PrecisionRecall:
     """Improved precision and recall (Kynkaanniemi et al. 2019, eqs. 1-3).
 
-    Precision is the share of fakes that lie in the ball of some real sample, whose radius is the distance to its k-th
-    nearest other real sample; recall the share of reals in the ball of some fake.
+    Precision is the share of fakes that lie in the ball of some real sample, whose radius is the
+    distance to its k-th nearest other real sample; recall the share of reals in the ball of some
+    fake.
 
     Args:
         real, fake: features [N, D], [M, D], each of more than k samples.
-        closed: whether the surface belongs to the ball (``<=``, the paper and torch-fidelity) or not (``<``, prdc).
+        closed: whether the surface belongs to the ball (``<=``, the paper and torch-fidelity) or
+            not (``<``, prdc).
     """
     x, y = as_pair(real, fake)
     balls, covered = memberships(x, y, _radii(x, k), _radii(y, k), closed=closed)
@@ -56,9 +58,11 @@ def precision_recall(
 def density_coverage(
     real: Array, fake: Array, k: int = 5, *, closed: bool = False
 ) -> DensityCoverage:
-    """Density and coverage (Naeem et al. 2020, eqs. 3-4), with the strict ``<`` of the paper unless ``closed``.
+    """Density and coverage (Naeem et al. 2020, eqs. 3-4), with the strict ``<`` of the paper
+    unless ``closed``.
 
-    Density is the mean number of real balls around a fake, over k; coverage the share of real balls that hold a fake.
+    Density is the mean number of real balls around a fake, over k; coverage the share of real
+    balls that hold a fake.
 
     Args:
         real, fake: features [N, D] with N > k, and [M, D].
@@ -69,7 +73,9 @@ def density_coverage(
 
 
 def prdc(real: Array, fake: Array, k: int = 5, *, closed: bool = False) -> PRDC:
-    """Precision, recall, density and coverage with one k and one comparison, as the package ``prdc`` defines them."""
+    """Precision, recall, density and coverage with one k and one comparison, as the package
+    ``prdc`` defines them.
+    """
     x, y = as_pair(real, fake)
     balls, covered = memberships(x, y, _radii(x, k), _radii(y, k), closed=closed)
     return PRDC(

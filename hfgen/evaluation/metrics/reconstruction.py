@@ -26,10 +26,11 @@ def psnr(images: Tensor, reconstructions: Tensor) -> Tensor:
 def ssim(
     images: Tensor, reconstructions: Tensor, *, window: int = 11, sigma: float = 1.5
 ) -> Tensor:
-    """Structural similarity of each image (Wang et al. 2004, eq. 13): Gaussian window, K1 = 0.01, K2 = 0.03.
+    """Structural similarity of each image (Wang et al. 2004, eq. 13): Gaussian window, K1 = 0.01,
+    K2 = 0.03.
 
-    Population (biased) windowed moments over windows that fit wholly, mean over positions and channels, as scikit-image computes with
-    ``gaussian_weights=True, use_sample_covariance=False``.
+    Population (biased) windowed moments over windows that fit wholly, mean over positions and
+    channels, as scikit-image computes with ``gaussian_weights=True, use_sample_covariance=False``.
 
     Args:
         images, reconstructions: [B, C, H, W] in [-1, 1], H and W at least ``window``.

@@ -11,14 +11,17 @@ from hfgen.evaluation.metrics.arrays import Array, as_features
 
 
 def vendi_score(x: Array, *, order: float = 1.0) -> float:
-    """Exponential of the Renyi entropy of the eigenvalues of K / N, K the cosine similarities; between 1 and N.
+    """Exponential of the Renyi entropy of the eigenvalues of K / N, K the cosine similarities;
+    between 1 and N.
 
-    N equal samples give 1 and N orthogonal ones N. The nonzero eigenvalues are those of the smaller of the [N, N] and
-    [D, D] Gram matrices. It grows with N, so compare sets of one size, or divide by N.
+    N equal samples give 1 and N orthogonal ones N. The nonzero eigenvalues are those of the
+    smaller of the [N, N] and [D, D] Gram matrices. It grows with N, so compare sets of one size,
+    or divide by N.
 
     Args:
         x: features [N, D]; rows are L2-normalised here.
-        order: q of the Renyi entropy (1: Shannon, the paper's default; inf: the largest eigenvalue alone).
+        order: q of the Renyi entropy (1: Shannon, the paper's default; inf: the largest eigenvalue
+            alone).
     Raises:
         HfgenError: a zero row, order <= 0.
     """
