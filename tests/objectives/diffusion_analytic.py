@@ -17,7 +17,9 @@ class Config(dict):
 class Analytic(nn.Module):
     """Puts out, in any scheduler's parameterisation, what ``posterior_mean`` means."""
 
-    config = Config()
+    config = Config(sample_size=8, in_channels=1)
+    dtype = torch.float64
+    device = torch.device("cpu")
 
     def __init__(self, scheduler):
         super().__init__()
