@@ -110,7 +110,8 @@ class VQVAE(ModelMixin, ConfigMixin):
         Raises:
             ValueError: images of another size, or labels that do not fit the model.
         """
-        posterior = Deterministic(self.quantize(self.encode_map(x, class_labels)).codes)
+        codes = self.quantize(self.encode_map(x, class_labels)).codes
+        posterior = Deterministic(codes.to(x.dtype))  # a codebook may stay in float32
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)  # type: ignore[arg-type]
 
     def decode(
