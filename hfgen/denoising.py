@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from diffusers import (
@@ -372,6 +373,22 @@ class Parameterisation:
         """The noise that goes with a denoised image: (x_t - alpha x) / sigma."""
         alpha, sigma = (like_image(s, x_t) for s in self.path.alpha_sigma(t))
         return (x_t - alpha * denoised) / sigma
+
+
+def run_network(
+    network: Any, sample: Tensor, time: Tensor, labels: Tensor | None, second: Tensor | None = None
+) -> Tensor:
+    """A diffusers denoiser's output for what ``model_input`` gives it.
+
+    Args:
+        labels: [B], or None for a network without classes.
+        second: [B], where a network with ``second_time`` is to go; by default it stays at ``time``,
+            where an average velocity is the velocity.
+    """
+    conditions = {} if labels is None else {"class_labels": labels}
+    if network.config.get("second_time", False):
+        conditions["second_timestep"] = time if second is None else second
+    return network(sample, time, **conditions).sample
 
 
 _FLOW = (

@@ -5,13 +5,20 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers import (
+    DiffusionPipeline,
+    FlowMapEulerDiscreteScheduler,
+    ImagePipelineOutput,
+    ModelMixin,
+    SchedulerMixin,
+)
 from torch import Tensor
 
-from ..denoising import parameterisation  # pyright: ignore[reportMissingImports]
+from ..denoising import parameterisation, run_network  # pyright: ignore[reportMissingImports]
 from ..probability_flow import Network, ProbabilityFlow, ancestral, diffuse, rk45, rotate  # pyright: ignore[reportMissingImports]
 from ._common import (
     Generators,
@@ -233,17 +240,17 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
         device = self._execution_device
         labels = check_labels(class_labels, self.num_classes, batch_size, device)
         if scale == 1.0:
-            return lambda sample, time: self._forward(self.unet, sample, time, labels)
+            return partial(self._forward, self.unet, labels)
         other = self._other_labels(negative_class_labels, labels, batch_size)
         weaker = self.guide if self.guide is not None else self.unet
         path, (low, high) = parameterisation(self.scheduler).path, interval
 
-        def network(sample: Tensor, time: Tensor) -> Tensor:
-            output = self._forward(self.unet, sample, time, labels)
+        def network(sample: Tensor, time: Tensor, second: Tensor | None = None) -> Tensor:
+            output = self._forward(self.unet, labels, sample, time, second)
             alpha, sigma = path.alpha_sigma(path.from_model_time(time[:1]))
             if not low * alpha < sigma <= high * alpha:
                 return output
-            base = self._forward(weaker, sample, time, other)
+            base = self._forward(weaker, other, sample, time, second)
             return base + scale * (output - base)
 
         return network
@@ -266,10 +273,15 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
             )
         return torch.full_like(labels, self.unet.config["num_class_embeds"] - 1)
 
-    def _forward(self, network: Any, sample: Tensor, time: Tensor, labels: Tensor | None) -> Tensor:
-        sample = sample.to(network.dtype)
-        conditions = {} if labels is None else {"class_labels": labels}
-        return network(sample, time, **conditions).sample.float()
+    def _forward(
+        self,
+        network: Any,
+        labels: Tensor | None,
+        sample: Tensor,
+        time: Tensor,
+        second: Tensor | None = None,
+    ) -> Tensor:
+        return run_network(network, sample.to(network.dtype), time, labels, second).float()
 
     def _run_scheduler(
         self, network: Network, z: Tensor, steps: int, generator: Generators
@@ -278,11 +290,14 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
         scheduler.set_timesteps(steps, device=z.device)
         random = "generator" in inspect.signature(scheduler.step).parameters
         options = {"generator": generator} if random else {}
+        flow_map = isinstance(scheduler, FlowMapEulerDiscreteScheduler)
         scale = getattr(scheduler, "scale_model_input", lambda sample, timestep: sample)
         x = z * getattr(scheduler, "init_noise_sigma", 1.0)
         pipeline: Any = self  # the decorator of progress_bar hides its type
-        for t in pipeline.progress_bar(scheduler.timesteps):
-            output = network(scale(x, t), t.expand(len(x)))
+        ends = [*scheduler.timesteps[1:], torch.zeros_like(scheduler.timesteps[0])]
+        for t, end in pipeline.progress_bar(list(zip(scheduler.timesteps, ends, strict=True))):
+            rows = t.expand(len(x))
+            output = network(scale(x, t), rows, *([end.expand(len(x))] if flow_map else []))
             x = scheduler.step(output, t, x, **options).prev_sample
         return x
 

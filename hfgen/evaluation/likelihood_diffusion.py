@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfgen.denoising import DiscretePath, Parameterisation, parameterisation
+from hfgen.denoising import DiscretePath, Parameterisation, parameterisation, run_network
 from hfgen.errors import HfgenError
 from hfgen.evaluation.bound import BIN, DENSITY, DISCRETE, Bound, Pixels
 from hfgen.probability_flow import Network, ProbabilityFlow, heun
@@ -221,8 +221,8 @@ def _denoiser(pipeline: Any) -> tuple[Parameterisation, Network]:
     unet, null = pipeline.unet, _null_label(pipeline)
 
     def network(sample: Tensor, time: Tensor) -> Tensor:
-        labels = {} if null is None else {"class_labels": time.new_full(time.shape, null).long()}
-        return unet(sample.to(unet.dtype), time, **labels).sample.to(sample.dtype)
+        labels = None if null is None else torch.full_like(time, null, dtype=torch.int64)
+        return run_network(unet, sample.to(unet.dtype), time, labels).to(sample.dtype)
 
     return param, network
 

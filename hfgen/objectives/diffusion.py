@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hfgen.denoising import Parameterisation, parameterisation
+from hfgen.denoising import Parameterisation, parameterisation, run_network
 from hfgen.errors import HfgenError
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
 from hfgen.objectives.diffusion_times import TimeSampler, UniformTime
@@ -85,8 +85,7 @@ def predict(
 ) -> Tensor:
     """The network's output, float32, for noisy images ``x_t`` [B, C, H, W] at times ``t`` [B]."""
     sample, time = param.path.model_input(x_t, t)
-    options = {} if labels is None else {"class_labels": labels}
-    return network(sample, time, **options).sample.float()
+    return run_network(network, sample, time, labels).float()
 
 
 def per_image_error(output: Tensor, target: Tensor) -> Tensor:
