@@ -79,7 +79,7 @@ def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPi
 
 def exported_roles(recipe: Recipe) -> tuple[str, ...]:
     """Roles of the recipe that its pipeline samples with (a discriminator travels along, without an average)."""
-    roles = _component_names(pipeline_class(recipe.pipeline))
+    roles = inspect.signature(pipeline_class(recipe.pipeline).__init__).parameters  # a prior is optional, but sampled from
     return tuple(role for role in recipe.model if role in roles and role != "discriminator")
 
 

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from hfgen.models.layers.conditioning import one_hot_labels
 from hfgen.models.layers.conv import DownBlock, UpBlock, group_norm
-from hfgen.models.layers.posterior import DiagonalGaussian, VAEOutput
+from hfgen.models.layers.posterior import Posterior, VAEOutput
+from hfgen.models.layers.posterior_families import build_posterior
 
 
 class ConvVAE(ModelMixin, ConfigMixin):
@@ -30,6 +31,8 @@ class ConvVAE(ModelMixin, ConfigMixin):
         block_out_channels: channels after each halving.
         layers_per_block: residual blocks per resolution.
         latent_dim: length of the latent.
+        posterior: its ``type`` ("gaussian", "planar", "radial", "iaf", "vmf") and options; a
+            diagonal Gaussian by default.
         num_class_embeds: number of classes; labels join the image as constant planes and the latent
             as one-hot vectors.
     """
@@ -45,6 +48,7 @@ class ConvVAE(ModelMixin, ConfigMixin):
         block_out_channels: tuple[int, ...] = (32, 64, 128),
         layers_per_block: int = 1,
         latent_dim: int = 32,
+        posterior: dict | None = None,
         num_class_embeds: int | None = None,
     ):
         super().__init__()
@@ -66,9 +70,9 @@ class ConvVAE(ModelMixin, ConfigMixin):
         self.down_blocks = nn.ModuleList(
             [DownBlock(widths[i], widths[i + 1], layers_per_block) for i in levels]
         )
-        self.to_posterior = nn.Sequential(
-            group_norm(widths[-1]), nn.SiLU(), nn.Flatten(), nn.Linear(features, 2 * latent_dim)
-        )
+        self.head = build_posterior(posterior, latent_dim, features)
+        self.to_features = nn.Sequential(group_norm(widths[-1]), nn.SiLU(), nn.Flatten())
+        self.to_posterior = nn.Linear(features, latent_dim + self.head.spread_size)
         self.from_latent = nn.Linear(latent_dim + classes, features)
         ends = [out_channels or in_channels, *widths[1:]]
         self.up_blocks = nn.ModuleList(
@@ -87,8 +91,8 @@ class ConvVAE(ModelMixin, ConfigMixin):
 
     def encode(
         self, x: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
-    ) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
-        """Images [B, C, H, W] in [-1, 1] -> ``latent_dist``, a Gaussian over [B, latent_dim].
+    ) -> AutoencoderKLOutput | tuple[Posterior]:
+        """Images [B, C, H, W] in [-1, 1] -> ``latent_dist``, over [B, latent_dim].
 
         Raises:
             ValueError: images of another size, or labels that do not fit the model.
@@ -101,7 +105,9 @@ class ConvVAE(ModelMixin, ConfigMixin):
         h = torch.cat([x, labels[:, :, None, None].expand(-1, -1, size, size)], dim=1)
         for block in self.down_blocks:
             h = self._run(block, h)
-        posterior = DiagonalGaussian(*self.to_posterior(h).chunk(2, dim=1))
+        features = self.to_features(h)
+        sizes = [self.config["latent_dim"], self.head.spread_size]
+        posterior = self.head(*self.to_posterior(features).split(sizes, dim=1), features)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)  # type: ignore[arg-type]
 
     def decode(

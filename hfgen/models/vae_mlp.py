@@ -11,7 +11,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from hfgen.models.layers.conditioning import one_hot_labels
-from hfgen.models.layers.posterior import DiagonalGaussian, VAEOutput
+from hfgen.models.layers.posterior import Posterior, VAEOutput
+from hfgen.models.layers.posterior_families import build_posterior
 
 
 class MLPVAE(ModelMixin, ConfigMixin):
@@ -31,6 +32,8 @@ class MLPVAE(ModelMixin, ConfigMixin):
         num_layers: hidden layers on each side.
         act_fn: "relu" or "tanh".
         logits: the decoder's output is logits (true), or goes through a sigmoid (false).
+        posterior: its ``type`` ("gaussian", "planar", "radial", "iaf", "vmf") and options; a
+            diagonal Gaussian by default.
         num_class_embeds: number of classes; labels join the input and the latent as one-hot
             vectors.
     """
@@ -46,6 +49,7 @@ class MLPVAE(ModelMixin, ConfigMixin):
         num_layers: int = 1,
         act_fn: str = "relu",
         logits: bool = True,
+        posterior: dict | None = None,
         num_class_embeds: int | None = None,
     ):
         super().__init__()
@@ -60,7 +64,8 @@ class MLPVAE(ModelMixin, ConfigMixin):
         classes, pixels = num_class_embeds or 0, sample_size**2
         self.fc1 = nn.Linear(in_channels * pixels + classes, hidden_size)
         self.fc21 = nn.Linear(hidden_size, latent_dim)
-        self.fc22 = nn.Linear(hidden_size, latent_dim)
+        self.head = build_posterior(posterior, latent_dim, hidden_size)
+        self.fc22 = nn.Linear(hidden_size, self.head.spread_size)
         self.fc3 = nn.Linear(latent_dim + classes, hidden_size)
         self.fc4 = nn.Linear(hidden_size, self.out_shape[0] * pixels)
         self.encoder_layers = self._hidden_layers(hidden_size, num_layers - 1)
@@ -77,8 +82,8 @@ class MLPVAE(ModelMixin, ConfigMixin):
 
     def encode(
         self, x: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
-    ) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
-        """Images [B, C, H, W] in [-1, 1] -> ``latent_dist``, a Gaussian over [B, latent_dim].
+    ) -> AutoencoderKLOutput | tuple[Posterior]:
+        """Images [B, C, H, W] in [-1, 1] -> ``latent_dist``, over [B, latent_dim].
 
         Raises:
             ValueError: images of another size, or labels that do not fit the model.
@@ -89,7 +94,7 @@ class MLPVAE(ModelMixin, ConfigMixin):
         pixels = (x.flatten(1) + 1) / 2
         labels = one_hot_labels(class_labels, self.config["num_class_embeds"], len(x), x)
         h = self.encoder_layers(self.act(self.fc1(torch.cat([pixels, labels], dim=1))))
-        posterior = DiagonalGaussian(self.fc21(h), self.fc22(h))
+        posterior = self.head(self.fc21(h), self.fc22(h), h)
         return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)  # type: ignore[arg-type]
 
     def decode(

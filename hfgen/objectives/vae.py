@@ -76,10 +76,10 @@ def draw(posterior: Any, rng: Rng, samples: int | None = None) -> tuple[Tensor, 
     return z, nats.sum(tuple(range(1 - len(shape), 0)))
 
 
-def gaussian_kl_terms(posterior: Any) -> Tensor | None:
-    """KL(q(z|x) || N(0, I)) per latent dimension in nats, [B, D]; None without a closed form.
+def closed_kl_terms(posterior: Any) -> Tensor | None:
+    """KL(q(z|x) || p(z)) to the standard prior by latent dimension in nats, [B, D], or None.
 
-    Kingma & Welling 2013, appendix B.
+    Of a Gaussian to N(0, I): Kingma & Welling 2013, appendix B. None without a closed form.
     """
     if isinstance(posterior, Reparameterised):
         return posterior.kl_terms()
@@ -97,7 +97,9 @@ def log_prior(models: Models, z: Tensor) -> Tensor:
 
 def rate_terms(models: Models, posterior: Any, z: Tensor, log_q: Tensor) -> Tensor:
     """KL(q(z|x) || p(z)) in nats: [B, D] in closed form, else ln q(z|x) - ln p(z) as [B, 1]."""
-    terms = None if "prior" in models else gaussian_kl_terms(posterior)
+    prior: Any = models.get("prior")
+    closed = prior is None or prior.is_reference
+    terms = closed_kl_terms(posterior) if closed else None
     return (log_q - log_prior(models, z)).unsqueeze(1) if terms is None else terms
 
 

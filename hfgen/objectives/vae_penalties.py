@@ -10,13 +10,21 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from hfgen.errors import HfgenError, one_of
 from hfgen.rng import Rng
+
+
+@runtime_checkable
+class GaussianLike(Protocol):
+    """A Gaussian posterior, ours or diffusers'."""
+
+    mean: Tensor
+    logvar: Tensor
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,15 @@ class Code:
     z: Tensor
     params: Tensor
     decode: Callable[[Tensor], Tensor]
+
+    def gaussian(self) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance [B, D] of the posterior; HfgenError if it is no Gaussian."""
+        if not isinstance(self.posterior, GaussianLike):
+            raise HfgenError(
+                "objective.penalty: needs a Gaussian posterior, "
+                f"got {type(self.posterior).__name__}"
+            )
+        return self.posterior.mean.flatten(1), self.posterior.logvar.flatten(1)
 
 
 class Penalty(ABC):
@@ -73,7 +90,7 @@ class TotalCorrelation(Penalty):
         _non_negative(weight=self.weight)
 
     def __call__(self, code: Code, rng: Rng) -> Tensor:
-        mean, logvar = code.posterior.mean.flatten(1), code.posterior.logvar.flatten(1)
+        mean, logvar = code.gaussian()
         return self.weight * total_correlation(code.z.flatten(1), mean, logvar)
 
 
@@ -96,11 +113,11 @@ class DIP(Penalty):
             raise HfgenError(f"penalty.version: must be 1 or 2, got {self.version}")
 
     def __call__(self, code: Code, rng: Rng) -> Tensor:
-        mean = code.posterior.mean.flatten(1)
+        mean, logvar = code.gaussian()
         centred = mean - mean.mean(0)
         covariance = centred.T @ centred / len(mean)
         if self.version == 2:
-            covariance = covariance + torch.diag(code.posterior.logvar.flatten(1).exp().mean(0))
+            covariance = covariance + torch.diag(logvar.exp().mean(0))
         variance = covariance.diagonal()
         off = covariance.square().sum() - variance.square().sum()
         return self.off_diagonal * off + self.diagonal * (variance - 1).square().sum()

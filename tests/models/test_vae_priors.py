@@ -22,6 +22,7 @@ def make(kind: str, dim: int = 2):
         prior = VampPrior(dim, 3, sample_size=4)
         vae = MLPVAE(sample_size=4, hidden_size=8, latent_dim=dim)
         prior.tie(vae)
+        prior.log_prob(torch.zeros(1, dim))  # a step's components serve one density
         with torch.no_grad():
             prior.mean.mul_(8)  # an untrained encoder puts all components on one point
             prior.logvar.sub_(1)

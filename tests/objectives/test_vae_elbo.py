@@ -7,9 +7,13 @@ from diffusers import AutoencoderKL
 
 from hfgen.errors import HfgenError
 from hfgen.likelihoods import Bernoulli, Gaussian
+from hfgen.models.prior_mixture import GaussianMixturePrior
+from hfgen.models.prior_sphere import SphereUniformPrior
+from hfgen.models.prior_vamp import VampPrior
 from hfgen.models.vae_mlp import MLPVAE
 from hfgen.objectives.base import Clock
 from hfgen.objectives.vae import ELBO, active_units
+from hfgen.objectives.vae_penalties import TotalCorrelation
 from hfgen.rng import Rng
 
 START = Clock(step=0, images_seen=0, total_images=1000)
@@ -121,3 +125,52 @@ def test_images_out_of_range_are_named():
 def test_wrong_decoder_channels_are_named():
     with pytest.raises(HfgenError, match="set model.vae.out_channels to 1"):
         run(ELBO(), mlp(out_channels=2))
+
+
+POSTERIORS = [{"type": kind} for kind in ("planar", "radial", "iaf", "vmf")]
+
+
+@pytest.mark.parametrize("posterior", POSTERIORS, ids=str)
+def test_every_posterior_trains(posterior):
+    vae = mlp(posterior=posterior)
+    loss, terms = run(ELBO(), vae)
+    loss.backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in vae.parameters())
+    assert terms["kl"].isfinite()
+
+
+def test_flow_kl_is_the_closed_one_where_the_flow_does_nothing():
+    vae = mlp(posterior={"type": "iaf", "steps": 2})  # starts as the identity
+    many = {"images": batch()["images"].repeat(2000, 1, 1, 1)}
+    _, terms = run(ELBO(), vae, many)
+    base = vae.encode(batch()["images"]).latent_dist.base
+    assert abs(float((terms["kl"] - base.kl().mean()).detach())) < 0.05
+
+
+@pytest.mark.parametrize("prior", ["mixture", "vamp"])
+def test_a_learned_prior_learns_with_the_vae(prior):
+    vae = mlp()
+    torch.manual_seed(1)
+    component = GaussianMixturePrior((3,), 4) if prior == "mixture" else VampPrior(3, 4, 8)
+    objective = ELBO(learn_prior=True)
+    assert objective.phases[0].trains == ("vae", "prior")
+    models = {"vae": vae, "prior": component}
+    loss, terms = objective.loss("vae", models, batch(), Rng(0), START)
+    loss.backward()
+    assert all(p.grad is not None for p in component.parameters())
+    posterior = vae.encode(batch()["images"]).latent_dist
+    z, log_q = posterior.rsample(Rng(0).randn("eps", (6, 3)))
+    expected = (log_q - component.log_prob(z)).mean()
+    torch.testing.assert_close(terms["kl"], expected.detach())
+
+
+def test_sphere_prior_keeps_the_closed_kl():
+    vae = mlp(posterior={"type": "vmf"})
+    models = {"vae": vae, "prior": SphereUniformPrior(3)}
+    _, terms = ELBO().loss("vae", models, batch(), Rng(0), START)
+    torch.testing.assert_close(terms["kl"], run(ELBO(), vae)[1]["kl"])
+
+
+def test_penalties_of_gaussians_name_another_posterior():
+    with pytest.raises(HfgenError, match="needs a Gaussian posterior, got FlowPosterior"):
+        run(ELBO(penalty=TotalCorrelation()), mlp(posterior={"type": "planar"}))

@@ -17,6 +17,9 @@ class Prior(ABC):
     own.
     """
 
+    is_reference: bool = False
+    """Whether it is the prior that the closed KL of a posterior of its kind refers to."""
+
     @abstractmethod
     def log_prob(self, z: Tensor) -> Tensor:
         """ln p(z) in nats, [B], of latents [B, *latent]."""
