@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from hfgen.evaluation.compare import compare
     from hfgen.evaluation.evaluate import evaluate, small_protocol
     from hfgen.evaluation.likelihood import LogLikelihood, log_likelihood
     from hfgen.evaluation.protocol import Protocol
@@ -19,6 +20,7 @@ __all__ = [
     "Protocol",
     "Results",
     "Score",
+    "compare",
     "evaluate",
     "log_likelihood",
     "small_protocol",
@@ -29,6 +31,7 @@ _MODULES = {
     "Protocol": "protocol",
     "Results": "results",
     "Score": "results",
+    "compare": "compare",
     "evaluate": "evaluate",
     "log_likelihood": "likelihood",
     "small_protocol": "evaluate",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -310,24 +310,32 @@ def _reference(
         return given, heldout
     if isinstance(data, Source):
         return SourceImages(data, settings.reference_images, settings.seed), heldout
-    config = DataConfig(path=data) if isinstance(data, str) else data or _data_of_run(model)
+    config = DataConfig(path=data) if isinstance(data, str) else data
+    config = config or data_config(recipe_data(model), f"{model}/recipe.yaml")
     source = load_source(config, settings.reference_split)
     validation = load_source(config, "validation")
     return SourceImages(source, settings.reference_images, settings.seed), validation
 
 
-def _data_of_run(model: Any) -> DataConfig:
-    """The ``data`` section of the recipe that lies beside the model."""
+def recipe_data(model: Any) -> dict[str, Any]:
+    """The ``data`` section of the recipe that lies beside a model; empty where there is none."""
     recipe = Path(str(model)) / "recipe.yaml"
     if not recipe.is_file():
+        return {}
+    return (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data") or {}
+
+
+def data_config(section: Mapping[str, Any], origin: str) -> DataConfig:
+    """A ``DataConfig`` of a ``data`` section; HfgenError when it is empty or has unknown keys."""
+    if not section:
         raise HfgenError(
             "data: which images to compare with? name a data set (data.path) or a reference folder"
         )
-    section = (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data", {})
-    try:
-        return DataConfig(**section)
-    except TypeError as error:
-        raise HfgenError(f"{recipe}: data: {error}") from error
+    known = [entry.name for entry in fields(DataConfig)]
+    for name in section:
+        if name not in known:
+            raise one_of(f"{origin}: data", name, known)
+    return DataConfig(**section)
 
 
 def _load(model: Any) -> tuple[str, Any]:

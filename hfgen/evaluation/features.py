@@ -1,5 +1,4 @@
-"""One pass over images, by any number of processes: each is made once and measured once.
-"""
+"""One pass over images, by any number of processes: each is made once and measured once."""
 
 from __future__ import annotations
 

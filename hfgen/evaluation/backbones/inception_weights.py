@@ -46,7 +46,9 @@ def read_weights(network: nn.Module, path: Path) -> None:
     """Load ``path`` (.safetensors or .pth) into the FID network; HfgenError when it does not
     fit.
     """
-    state = {name: value for name, value in _read(path).items() if name in network.state_dict()}
+    state = {
+        name: value for name, value in read_tensors(path).items() if name in network.state_dict()
+    }
     missing = sorted(_required(network) - state.keys())
     if missing:
         raise HfgenError(
@@ -61,7 +63,7 @@ def read_weights(network: nn.Module, path: Path) -> None:
 
 def convert(original: str | Path, output: str | Path) -> None:
     """Write the original ``.pth`` as ``.safetensors``; only tensors are unpickled."""
-    state = {name: value.contiguous() for name, value in _read(Path(original)).items()}
+    state = {name: value.contiguous() for name, value in read_tensors(Path(original)).items()}
     save_file(state, str(output), metadata={"format": "pt"})
 
 
@@ -69,11 +71,12 @@ def _required(network: nn.Module) -> set[str]:
     return {name for name in network.state_dict() if not name.endswith("num_batches_tracked")}
 
 
-def _read(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors by name from ``.safetensors``, or from a pickle of which only tensors are read."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, OSError, RuntimeError, EOFError) as error:
         reason = str(error).splitlines()[0]
-        raise HfgenError(f"backbone inception: cannot read {path}: {reason}") from error
+        raise HfgenError(f"{path}: cannot be read as weights: {reason}") from error

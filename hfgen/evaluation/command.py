@@ -1,0 +1,135 @@
+"""Arguments of ``hfgen evaluate`` and ``hfgen compare``, and what they call. Imports nothing heavy
+until a command runs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+from pathlib import Path
+from typing import Any
+
+from hfgen.errors import HfgenError
+
+DATA = "data."
+
+
+def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``hfgen evaluate``; ``--data.KEY VALUE`` is left to the rest."""
+    parser.usage = "hfgen evaluate [MODEL] [options] [--data.KEY VALUE ...]"
+    parser.add_argument("model", nargs="?", help="a run's folder, a pipeline's folder or a Hub id")
+    parser.add_argument("--images", metavar="FOLDER", help="measure these images, not a model's")
+    parser.add_argument("--reference", metavar="FOLDER", help="against these, not a data set")
+    parser.add_argument("--metrics", metavar="A,B,...", help="see docs/evaluation.md")
+    parser.add_argument("--num-images", type=int, metavar="N", help="samples to draw")
+    parser.add_argument("--reference-images", type=int, metavar="N", help="reals to use (all)")
+    parser.add_argument("--reference-split", choices=("train", "validation"))
+    parser.add_argument("--backbone", metavar="NAME", help="of metrics that do not fix one")
+    parser.add_argument(
+        "--weights", action="append", default=[], metavar="BACKBONE=PATH", help="local weights"
+    )
+    parser.add_argument("--batch-size", type=int, metavar="N", help="images in one call")
+    parser.add_argument("--seed", type=int)
+    parser.add_argument("--num-inference-steps", type=int, metavar="N")
+    parser.add_argument("--guidance-scale", type=float, metavar="W")
+    parser.add_argument(
+        "--call", action="append", default=[], metavar="NAME=VALUE", help="more call arguments"
+    )
+    parser.add_argument("--cache-dir", metavar="FOLDER", help="of reference features")
+    parser.add_argument("--output", metavar="FOLDER", help="for metrics.json and pictures")
+
+
+def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``hfgen compare``."""
+    parser.add_argument("runs", nargs="+", help="evaluated runs, or folders of metrics.json")
+    parser.add_argument("--output", default="report", metavar="FOLDER", help="of report.html")
+    parser.add_argument("--title", default="Comparison")
+
+
+def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
+    """Evaluate, print the table on the main process; 0. HfgenError on a mistake."""
+    from accelerate import PartialState
+
+    from hfgen.evaluation.evaluate import evaluate
+
+    names = ("num_images", "reference_images", "reference_split", "backbone", "batch_size")
+    chosen = {name: getattr(options, name) for name in (*names, "seed", "cache_dir")}
+    settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    if options.metrics is not None:
+        settings["metrics"] = tuple(name for name in options.metrics.split(",") if name)
+    call = _pairs("--call", options.call, literal=True)
+    for name in ("num_inference_steps", "guidance_scale"):
+        if getattr(options, name) is not None:
+            call[name] = getattr(options, name)
+    results = evaluate(
+        options.model,
+        data=_data(options.model, rest),
+        images=options.images,
+        reference=options.reference,
+        output=options.output,
+        weights=_pairs("--weights", options.weights),
+        call=call,
+        **settings,
+    )
+    if PartialState().is_main_process:
+        print(results.table())
+        if results.output:
+            print(f"  written: {Path(results.output) / 'metrics.json'}")
+    return 0
+
+
+def run_compare(options: argparse.Namespace, rest: list[str]) -> int:
+    """Write the report and print where it is; 0."""
+    from hfgen.evaluation.compare import compare
+
+    if rest:
+        raise HfgenError(f"compare: unknown arguments {' '.join(rest)}")
+    print(compare(options.runs, options.output, title=options.title))
+    return 0
+
+
+def _data(model: str | None, rest: list[str]) -> Any:
+    """A ``DataConfig`` of ``--data.KEY VALUE`` pairs over the run's own; None without any."""
+    changes = _dotted(rest)
+    if not changes:
+        return None
+    from hfgen.evaluation.evaluate import data_config, recipe_data
+
+    return data_config({**recipe_data(model), **changes}, "command line")
+
+
+def _dotted(words: list[str]) -> dict[str, Any]:
+    """``--data.path mnist --data.channels=1`` -> {"path": "mnist", "channels": 1}."""
+    found: dict[str, Any] = {}
+    queue = [part for word in words for part in (word.split("=", 1) if _is_key(word) else [word])]
+    while queue:
+        key = queue.pop(0)
+        if not _is_key(key) or not queue:
+            raise HfgenError(f"evaluate: unknown argument {key}; settings are --data.KEY VALUE")
+        found[key.removeprefix(f"--{DATA}")] = _literal(queue.pop(0))
+    return found
+
+
+def _is_key(word: str) -> bool:
+    return word.startswith(f"--{DATA}")
+
+
+def _pairs(option: str, words: list[str], *, literal: bool = False) -> dict[str, Any]:
+    found = {}
+    for word in words:
+        name, separator, value = word.partition("=")
+        if not separator or not name or not value:
+            raise HfgenError(f"{option} {word}: expected NAME=VALUE")
+        found[name] = _literal(value) if literal else value
+    return found
+
+
+def _literal(text: str) -> Any:
+    """A number, true/false/none, or the text itself."""
+    words = {"true": True, "false": False, "none": None, "null": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
