@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +13,9 @@ from torch import Tensor, nn
 from hfgen.errors import HfgenError, one_of
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
 from hfgen.objectives.gan_augment import Augmentation
-from hfgen.objectives.gan_game import Game
+from hfgen.objectives.gan_game import DISCRIMINATOR, GENERATOR, Game
 from hfgen.objectives.gan_losses import LOSSES
 from hfgen.objectives.gan_regularizers import (
-    DISCRIMINATOR,
-    GENERATOR,
     R1,
     R2,
     REGULARIZERS,
@@ -136,7 +134,7 @@ class GAN(Objective):
         leaves = frozenset().union(*(r.leaves for r in part.regularizers.values()))
         game = Game(part.side, models, batch, rng, clock, leaves)
         if self.augmentation is not None:
-            game.augment = partial(self.augmentation, models=models, clock=clock)
+            game.augment = self.augmentation
         return game
 
     def _adversarial(self, game: Game) -> tuple[Tensor, dict[str, Tensor]]:
@@ -145,7 +143,7 @@ class GAN(Objective):
         game.meet()
         real, fake = game.real_verdict.logits, game.fake_verdict.logits
         if self.augmentation is not None:
-            self.augmentation.observe(real.detach(), game.models, game.clock)
+            self.augmentation.observe(real.detach(), game)
         value = LOSSES[self.adversarial_loss].discriminator(real, fake).mean()
         terms = {"loss_d": value, "logit_real": real, "logit_fake": fake}
         return value, {**terms, "overfitting": real.detach().sign()}

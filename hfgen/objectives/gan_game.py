@@ -17,10 +17,10 @@ from hfgen.errors import HfgenError
 from hfgen.objectives.base import Batch, Clock
 from hfgen.rng import Rng
 
-Augment = Callable[[Tensor, Rng], Tensor]
+DISCRIMINATOR, GENERATOR = "discriminator", "generator"
 
 
-def no_augmentation(images: Tensor, rng: Rng) -> Tensor:
+def no_augmentation(game: Game, kind: str, images: Tensor, rng: Rng) -> Tensor:
     """Images as they are."""
     return images
 
@@ -42,7 +42,7 @@ class Game:
     rng: Rng
     clock: Clock
     leaves: frozenset[str] = frozenset()
-    augment: Augment = no_augmentation
+    augment: Callable[[Game, str, Tensor, Rng], Tensor] = no_augmentation
     _verdicts: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -67,7 +67,7 @@ class Game:
     @cached_property
     def fake(self) -> Tensor:
         """Generated images, one for each row of the batch, with that row's label."""
-        if self.side == "generator":
+        if self.side == GENERATOR:
             return self.generate(self.z)
         with torch.no_grad():
             fake = self.generate(self.z)
@@ -87,7 +87,7 @@ class Game:
         """Judge real and generated images in one forward, where that is the same and saves time."""
         mixes = any(isinstance(layer, _BatchNorm) for layer in self.discriminator.modules())
         one_sided = len(self.leaves) == 1
-        if self.side == "generator" or mixes or one_sided:
+        if self.side == GENERATOR or mixes or one_sided:
             return
         views = torch.cat([self._view("real"), self._view("fake")])
         labels = self.labels("discriminator")
@@ -121,12 +121,11 @@ class Game:
     def _verdict(self, name: str) -> Any:
         if name not in self._verdicts:
             # The generator's loss takes the discriminator's view of real images as a constant.
-            constant = self.side == "generator" and name == "real"
+            constant = self.side == GENERATOR and name == "real"
             with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
                 self._verdicts[name] = self.judge(self._view(name))
         return self._verdicts[name]
 
     def _view(self, name: str) -> Tensor:
-        return self.augment(
-            self.real if name == "real" else self.fake, self.rng.fork("augment", name)
-        )
+        images = self.real if name == "real" else self.fake
+        return self.augment(self, name, images, self.rng.fork("augment", name))

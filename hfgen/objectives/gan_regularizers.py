@@ -17,11 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfgen.objectives.base import Clock
-from hfgen.objectives.gan_game import Game
+from hfgen.objectives.gan_game import DISCRIMINATOR, GENERATOR, Game
 from hfgen.objectives.gan_state import StepAverage
 from hfgen.rng import Rng
-
-DISCRIMINATOR, GENERATOR = "discriminator", "generator"
 
 
 @dataclass(frozen=True, kw_only=True)
