@@ -30,7 +30,8 @@ class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
         vae: a model with AutoencoderKL's interface: ``encode(x).latent_dist`` and
             ``decode(z).sample``, the parameters of the likelihood. AutoencoderKL itself will do.
         prior: None for the standard normal, or a model with
-            ``sample(batch_size, generator, class_labels, temperature) -> [B, *latent_shape]``.
+            ``sample(batch_size, generator, class_labels, temperature) -> [B, *latent_shape]``,
+            where ``generator`` may be a list of one per row.
         likelihood: what the decoder's output means, e.g. ``{"type": "bernoulli"}``; None for a
             Gaussian, whose mean is the output itself. Kept in ``model_index.json``.
     """
@@ -115,7 +116,7 @@ class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
         shape = (config["in_channels"], config["sample_size"], config["sample_size"])
         x = to_tensor(images, shape, device).to(self.vae.dtype)
         labels = check_labels(class_labels, self.num_classes, len(x), device)
-        encode = apply_forward_hook(type(self.vae).encode)  # so that offloading sees the call
+        encode = apply_forward_hook(type(self.vae).encode)
         latents = encode(self.vae, x, **_only_given(labels)).latent_dist.mode()
         self.maybe_free_model_hooks()
         return latents.float()
@@ -142,11 +143,8 @@ class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
         if self.prior is None:
             noise = draw_latents(batch_size, self.latent_shape, generator, self._execution_device)
             return temperature * noise
-        if not isinstance(generator, list):
-            return self.prior.sample(batch_size, generator, labels, temperature)
-        rows = labels.split(1) if labels is not None else [None] * batch_size
-        pairs = zip(generator, rows, strict=True)
-        return torch.cat([self.prior.sample(1, own, row, temperature) for own, row in pairs])
+        sample = apply_forward_hook(type(self.prior).sample)  # so that offloading sees the call
+        return sample(self.prior, batch_size, generator, labels, temperature)
 
     def _decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         decode = apply_forward_hook(type(self.vae).decode)

@@ -8,6 +8,7 @@ import torch
 from conftest import conv_vae, draw, mlp_vae, quiet, seeded
 from diffusers import AutoencoderKL, ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from hfgen.likelihoods import likelihood_from_config
@@ -25,7 +26,7 @@ class ShiftedPrior(ModelMixin, ConfigMixin):
         self.mean = torch.nn.Parameter(torch.full((latent_dim,), 5.0))
 
     def sample(self, batch_size, generator, class_labels, temperature):
-        noise = torch.randn(batch_size, self.config["latent_dim"], generator=generator)
+        noise = randn_tensor((batch_size, self.config["latent_dim"]), generator)
         center = self.mean if class_labels is None else class_labels[:, None]
         return center + temperature * noise
 

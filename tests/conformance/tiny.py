@@ -1,0 +1,272 @@
+"""A tiny instance of every registered model and pipeline; a new line in the tables needs one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
+from torch import Tensor
+
+from hfgen.config import resolve
+from hfgen.recipe import MODELS, PIPELINES
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyModel:
+    """``options`` of the constructor, and ``inputs(batch_size)`` of ``method``."""
+
+    options: dict[str, Any]
+    inputs: Callable[[int], tuple]
+    method: str = "forward"
+
+    def build(self, name: str) -> Any:
+        torch.manual_seed(0)
+        return resolve(MODELS[name])(**self.options).eval()
+
+    def __call__(self, model: Any, batch_size: int = 3, dtype=torch.float32, **options) -> Tensor:
+        """The first tensor of the model's output, [batch_size, ...]."""
+        inputs = [cast(x, dtype) for x in self.inputs(batch_size)]
+        output = getattr(model, self.method)(*inputs, **options)
+        return output if isinstance(output, Tensor) else output[0]
+
+    def loss(self, model: Any) -> Tensor:
+        """A scalar that every parameter has a part in."""
+        return self(model).square().mean()
+
+
+class TinyVAE(TinyModel):
+    def loss(self, model: Any) -> Tensor:
+        output = model(*self.inputs(3))
+        return output.sample.square().mean() + output.latent_dist.kl().mean()
+
+
+class TinyVamp(TinyModel):
+    """A prior that is made of an encoder."""
+
+    def build(self, name: str) -> Any:
+        model = super().build(name)
+        with torch.no_grad():
+            model.tie(TINY_MODELS["MLPVAE"][0].build("MLPVAE"))
+        return model
+
+    def loss(self, model: Any) -> Tensor:
+        model.tie(TINY_MODELS["MLPVAE"][0].build("MLPVAE"))
+        return super().loss(model)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyPipeline:
+    """``parts()`` of the constructor, and further ``options`` of every call."""
+
+    parts: Callable[[], dict[str, Any]]
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def build(self, name: str) -> Any:
+        pipeline = resolve(PIPELINES[name])(**self.parts())
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+
+def prior(inputs: Callable[[int], tuple], tiny: type = TinyModel, **options) -> TinyModel:
+    return tiny(options=options, inputs=inputs, method="log_prob")
+
+
+def cast(x: Any, dtype: torch.dtype) -> Any:
+    return x.to(dtype) if isinstance(x, Tensor) and x.is_floating_point() else x
+
+
+def noise(*shape: int) -> Callable[[int], tuple]:
+    """One normal tensor [batch_size, *shape]."""
+    return lambda rows: (normal(rows, *shape),)
+
+
+def normal(*shape: int) -> Tensor:
+    """The first rows of 8: ``randn`` gives other numbers for another number of rows."""
+    rows, *rest = shape
+    return torch.randn(8, *rest, generator=torch.Generator().manual_seed(0))[:rows]
+
+
+def labelled(*shape: int, classes: int = 3) -> Callable[[int], tuple]:
+    """A normal tensor and labels."""
+    return lambda rows: (normal(rows, *shape), torch.arange(rows) % classes)
+
+
+def noisy(*shape: int, classes: int | None = None) -> Callable[[int], tuple]:
+    """A noisy image, its time, and labels where the model takes some."""
+
+    def inputs(rows: int) -> tuple:
+        time = torch.arange(rows) * 100
+        return (normal(rows, *shape), time, *([torch.arange(rows) % classes] if classes else []))
+
+    return inputs
+
+
+def on_sphere(dim: int) -> Callable[[int], tuple]:
+    return lambda rows: (torch.nn.functional.normalize(normal(rows, dim), dim=1),)
+
+
+FSQ = {"type": "fsq", "levels": [3, 3]}
+R3GAN = {"sample_size": 8, "channels": 16, "num_layers": 1, "group_width": 8}
+TINY_MODELS: dict[str, list[TinyModel]] = {
+    "MLPVAE": [
+        TinyVAE(
+            options={"sample_size": 8, "hidden_size": 16, "latent_dim": 4},
+            inputs=noise(1, 8, 8),
+        ),
+        TinyVAE(
+            options={"sample_size": 8, "hidden_size": 16, "num_layers": 2, "num_class_embeds": 3},
+            inputs=labelled(1, 8, 8),
+        ),
+    ],
+    "ConvVAE": [
+        TinyVAE(
+            options={"sample_size": 9, "in_channels": 3, "block_out_channels": [8, 8]},
+            inputs=noise(3, 9, 9),
+        ),
+        TinyVAE(
+            options={"sample_size": 8, "block_out_channels": [8], "num_class_embeds": 3},
+            inputs=labelled(1, 8, 8),
+        ),
+    ],
+    "VQVAE": [
+        TinyModel(
+            options={"sample_size": 8, "block_out_channels": [8, 8], "quantizer": FSQ},
+            inputs=noise(1, 8, 8),
+        ),
+    ],
+    "GaussianMixturePrior": [prior(noise(4), latent_shape=[4], num_components=3)],
+    "VampPrior": [
+        prior(noise(4), tiny=TinyVamp, latent_dim=4, num_components=3, sample_size=8),
+    ],
+    "FlowPrior": [
+        prior(noise(2, 2), latent_shape=[2, 2], kind=kind, num_layers=2, hidden_size=8)
+        for kind in ("maf", "iaf")
+    ],
+    "SphereUniformPrior": [prior(on_sphere(4), latent_dim=4)],
+    "DCGANGenerator": [
+        TinyModel(
+            options={"sample_size": 8, "out_channels": 1, "latent_dim": 4, "channels": 4},
+            inputs=noise(4),
+        ),
+        TinyModel(
+            options={
+                "sample_size": 14,
+                "out_channels": 3,
+                "latent_dim": 4,
+                "channels": 4,
+                "norm": "none",
+                "num_class_embeds": 3,
+            },
+            inputs=labelled(4),
+        ),
+    ],
+    "DCGANDiscriminator": [
+        TinyModel(
+            options={"sample_size": 8, "in_channels": 1, "channels": 4},
+            inputs=noise(1, 8, 8),
+        ),
+        TinyModel(
+            options={"sample_size": 14, "in_channels": 3, "channels": 4, "num_class_embeds": 3},
+            inputs=labelled(3, 14, 14),
+        ),
+    ],
+    "R3GANGenerator": [
+        TinyModel(
+            options={**R3GAN, "out_channels": 1, "latent_dim": 4, "num_class_embeds": 3},
+            inputs=labelled(4),
+        ),
+    ],
+    "R3GANDiscriminator": [
+        TinyModel(options={**R3GAN, "in_channels": 1}, inputs=noise(1, 8, 8)),
+    ],
+    "PixelTransformer": [
+        TinyModel(
+            options={
+                "sample_size": 8,
+                "in_channels": 1,
+                "out_channels": 1,
+                "bottleneck_dim": 4,
+                "hidden_dim": 16,
+                "num_layers": 2,
+                "num_attention_heads": 2,
+                "num_class_embeds": 4,
+            },
+            inputs=noisy(1, 8, 8, classes=4),
+        ),
+    ],
+}
+
+
+def tiny_unet(**options) -> UNet2DModel:
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1}
+    widths = {"block_out_channels": (8, 8), "norm_num_groups": 4}
+    return UNet2DModel(**blocks, **sizes, **widths, **options).eval()
+
+
+def tiny_autoencoder() -> AutoencoderKL:
+    torch.manual_seed(0)
+    vae = AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 8),
+        latent_channels=2,
+        norm_num_groups=4,
+        sample_size=8,
+    )
+    return vae.eval()
+
+
+def tiny(name: str, index: int = 0) -> Any:
+    return TINY_MODELS[name][index].build(name)
+
+
+TINY_PIPELINES: dict[str, list[TinyPipeline]] = {
+    "VAEPipeline": [
+        TinyPipeline(parts=lambda: {"vae": tiny("MLPVAE"), "likelihood": {"type": "bernoulli"}}),
+        TinyPipeline(parts=lambda: {"vae": tiny("ConvVAE", 1)}, options={"class_labels": 1}),
+        TinyPipeline(parts=lambda: {"vae": tiny_autoencoder()}),
+    ],
+    "GANPipeline": [
+        TinyPipeline(
+            parts=lambda: {
+                "generator": tiny("DCGANGenerator"),
+                "discriminator": tiny("DCGANDiscriminator"),
+            }
+        ),
+        TinyPipeline(
+            parts=lambda: {"generator": tiny("R3GANGenerator")},
+            options={"class_labels": 2, "truncation_psi": 0.5},
+        ),
+    ],
+    "DenoisingPipeline": [
+        TinyPipeline(
+            parts=lambda: {"unet": tiny_unet(), "scheduler": DDPMScheduler()},
+            options={"num_inference_steps": 2},
+        ),
+        TinyPipeline(
+            parts=lambda: {"unet": tiny("PixelTransformer"), "scheduler": DDPMScheduler()},
+            options={"num_inference_steps": 2, "class_labels": 1},
+        ),
+    ],
+}
+
+
+def cases(table: dict[str, str], tinies: dict[str, list]) -> dict[str, tuple[str, Any]]:
+    """``Name-0`` -> (name, its tiny instance), for every registered name that has one."""
+    return {
+        f"{name}-{index}": (name, one)
+        for name in table
+        for index, one in enumerate(tinies.get(name, []))
+    }
+
+
+MODEL_CASES = cases(MODELS, TINY_MODELS)
+MODELS_WITH_WEIGHTS = [
+    key for key, (name, one) in MODEL_CASES.items() if list(one.build(name).parameters())
+]
+PIPELINE_CASES = cases(PIPELINES, TINY_PIPELINES)
