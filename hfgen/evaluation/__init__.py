@@ -9,10 +9,10 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hfgen.evaluation.compare import compare
-    from hfgen.evaluation.evaluate import evaluate, small_protocol
     from hfgen.evaluation.likelihood import LogLikelihood, log_likelihood
+    from hfgen.evaluation.measure import evaluate, small_protocol
     from hfgen.evaluation.protocol import Protocol
+    from hfgen.evaluation.report import compare
     from hfgen.evaluation.results import Results, Score
 
 __all__ = [
@@ -31,10 +31,10 @@ _MODULES = {
     "Protocol": "protocol",
     "Results": "results",
     "Score": "results",
-    "compare": "compare",
-    "evaluate": "evaluate",
+    "compare": "report",
+    "evaluate": "measure",
     "log_likelihood": "likelihood",
-    "small_protocol": "evaluate",
+    "small_protocol": "measure",
 }
 
 

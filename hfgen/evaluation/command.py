@@ -50,7 +50,7 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     """Evaluate, print the table on the main process; 0. HfgenError on a mistake."""
     from accelerate import PartialState
 
-    from hfgen.evaluation.evaluate import evaluate
+    from hfgen.evaluation.measure import evaluate
 
     names = ("num_images", "reference_images", "reference_split", "backbone", "batch_size")
     chosen = {name: getattr(options, name) for name in (*names, "seed", "cache_dir")}
@@ -80,7 +80,7 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
 
 def run_compare(options: argparse.Namespace, rest: list[str]) -> int:
     """Write the report and print where it is; 0."""
-    from hfgen.evaluation.compare import compare
+    from hfgen.evaluation.report import compare
 
     if rest:
         raise HfgenError(f"compare: unknown arguments {' '.join(rest)}")
@@ -93,7 +93,7 @@ def _data(model: str | None, rest: list[str]) -> Any:
     changes = _dotted(rest)
     if not changes:
         return None
-    from hfgen.evaluation.evaluate import data_config, recipe_data
+    from hfgen.evaluation.measure import data_config, recipe_data
 
     return data_config({**recipe_data(model), **changes}, "command line")
 

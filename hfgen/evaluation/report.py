@@ -52,7 +52,7 @@ def compare(runs: Sequence[str | Path], output: str | Path, *, title: str = "Com
     parameters. All pictures are embedded.
 
     Args:
-        runs: folders of evaluated runs (with ``evaluation/metrics.json``), or of a ``metrics.json``.
+        runs: evaluated runs, or folders that hold a ``metrics.json``.
     Returns:
         The page's path.
     Raises:
