@@ -388,10 +388,11 @@ def commit(request: _Handler, kind: str, repo: str, revision: str) -> None:
     number = max(found.pull_requests(), default=0) + 1
     ref = f"refs/pr/{number}" if pull_request else revision
     oid = found.add(ref, Commit(files, parent, header["summary"], user))
-    answer: dict[str, Any] = {"commitUrl": f"{request.hub.url}/{repo}/commit/{oid}"}
+    page = f"{request.hub.url}/{'' if kind == 'models' else kind + '/'}{repo}"
+    answer: dict[str, Any] = {"commitUrl": f"{page}/commit/{oid}"}
     answer |= {"commitOid": oid, "success": True}
     if pull_request:
-        answer["pullRequestUrl"] = f"{request.hub.url}/{repo}/discussions/{number}"
+        answer["pullRequestUrl"] = f"{page}/discussions/{number}"
     request.reply(answer)
 
 
