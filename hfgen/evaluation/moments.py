@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array, as_double
+from hfgen.evaluation.arrays import Array, as_double
 
 
 @dataclass(frozen=True)

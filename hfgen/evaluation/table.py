@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Estimate
+from hfgen.evaluation.arrays import Estimate
 from hfgen.evaluation.metrics.authpct import authpct
 from hfgen.evaluation.metrics.c_t import c_t
 from hfgen.evaluation.metrics.cmmd import cmmd

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hfgen.evaluation.metrics.arrays import Array, as_double
+from hfgen.evaluation.arrays import Array, as_double
 
 
 def active_units(means: Array, *, threshold: float = 0.01) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hfgen.evaluation.metrics.arrays import Array, as_pair
+from hfgen.evaluation.arrays import Array, as_pair
 from hfgen.evaluation.metrics.neighbours import nearest, nearest_others
 
 

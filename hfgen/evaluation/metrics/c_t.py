@@ -10,7 +10,7 @@ from scipy.cluster.vq import kmeans2
 from scipy.stats import rankdata
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array, as_double, as_pair
+from hfgen.evaluation.arrays import Array, as_double, as_pair
 from hfgen.evaluation.metrics.neighbours import nearest
 
 

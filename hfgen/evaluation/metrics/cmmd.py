@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array, as_pair
+from hfgen.evaluation.arrays import Array, as_pair
 
 BLOCK = 1024
 

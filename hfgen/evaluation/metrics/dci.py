@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array
+from hfgen.evaluation.arrays import Array
 from hfgen.evaluation.metrics.factors import as_factors
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array, as_double
+from hfgen.evaluation.arrays import Array, as_double
 
 
 def as_factors(latents: Array, factors: Array) -> tuple[np.ndarray, np.ndarray]:

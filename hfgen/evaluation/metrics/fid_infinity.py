@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array, Estimate, as_features
+from hfgen.evaluation.arrays import Array, Estimate, as_features
 from hfgen.evaluation.metrics.frechet_distance import frechet_distance
 from hfgen.evaluation.moments import Moments
 

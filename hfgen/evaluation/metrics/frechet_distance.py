@@ -13,7 +13,7 @@ import math
 import numpy as np
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array, Estimate, as_double
+from hfgen.evaluation.arrays import Array, Estimate, as_double
 from hfgen.evaluation.moments import Moments
 
 

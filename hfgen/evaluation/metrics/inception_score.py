@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array, Estimate, as_features
+from hfgen.evaluation.arrays import Array, Estimate, as_features
 
 
 def inception_score(

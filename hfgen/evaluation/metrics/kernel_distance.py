@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array, Estimate, as_pair
+from hfgen.evaluation.arrays import Array, Estimate, as_pair
 
 BLOCK = 2048
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hfgen.evaluation.metrics.arrays import Array, as_pair
+from hfgen.evaluation.arrays import Array, as_pair
 from hfgen.evaluation.metrics.linear_probe import as_labels
 from hfgen.evaluation.metrics.neighbours import nearest
 

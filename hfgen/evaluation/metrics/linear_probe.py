@@ -7,7 +7,7 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array, as_double
+from hfgen.evaluation.arrays import Array, as_double
 
 
 def linear_probe(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array, as_pair
+from hfgen.evaluation.arrays import Array, as_pair
 from hfgen.evaluation.metrics.frechet_distance import frechet_distance
 
 BLOCK = 2048

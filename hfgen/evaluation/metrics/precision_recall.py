@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from hfgen.evaluation.metrics.arrays import Array, as_pair
+from hfgen.evaluation.arrays import Array, as_pair
 from hfgen.evaluation.metrics.neighbours import memberships, nearest_others
 
 

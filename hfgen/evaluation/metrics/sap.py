@@ -7,7 +7,7 @@ from collections.abc import Collection
 import numpy as np
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array
+from hfgen.evaluation.arrays import Array
 from hfgen.evaluation.metrics.factors import as_factors
 from hfgen.evaluation.metrics.linear_probe import linear_probe
 

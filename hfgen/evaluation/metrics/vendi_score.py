@@ -7,7 +7,7 @@ import math
 import torch
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.metrics.arrays import Array, as_features
+from hfgen.evaluation.arrays import Array, as_features
 
 
 def vendi_score(x: Array, *, order: float = 1.0) -> float:
