@@ -74,7 +74,7 @@ class Source(ABC):
 
     @abstractmethod
     def pixels(self, indices: Indices) -> Tensor:
-        """Pixels [B, C, H, W] as they are stored: uint8 0..255, or float32 in [-1, 1]."""
+        """Pixels [B, C, H, W] as they are stored: uint8 0..255, or float32 in [-1, 1]; a copy."""
 
     @abstractmethod
     def labels(self, indices: Indices) -> Tensor | None:

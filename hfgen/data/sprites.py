@@ -71,7 +71,7 @@ class SpritesSource(IndexedSource):
     def pixels(self, indices: Indices) -> Tensor:
         levels = self._levels(self._rows[np.asarray(indices, dtype=np.int64)])
         inside = draw(levels, self._spec.height)
-        return (inside.to(torch.uint8) * 255)[:, None].expand(-1, self._spec.channels, -1, -1)
+        return (inside.to(torch.uint8) * 255)[:, None].repeat(1, self._spec.channels, 1, 1)
 
     def labels(self, indices: Indices) -> Tensor:
         return self._levels(self._rows[np.asarray(indices, dtype=np.int64)])[:, 0]

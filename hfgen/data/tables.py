@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,9 +26,12 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 VALIDATION_NAMES = ("validation", "val", "valid", "dev", "test")
-SPLIT_FOLDERS = frozenset(
-    "train training test testing eval evaluation dev val valid validation".split()
-)
+SPLIT_FOLDERS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
+"""Names of folders that are splits, where one of them is for training."""
 STREAM_HELD_OUT = 1000
 """Images held out from the beginning of a stream."""
 
@@ -102,7 +106,8 @@ def _without_split_labels(features: Features) -> Features:
     from datasets import ClassLabel, Features
 
     feature = features.get("label")
-    if not isinstance(feature, ClassLabel) or not SPLIT_FOLDERS.issuperset(feature.names):
+    names = [name.lower() for name in getattr(feature, "names", ())]
+    if not isinstance(feature, ClassLabel) or not SPLIT_FOLDERS.keys() >= set(names):
         return features
     return Features({name: kept for name, kept in features.items() if name != "label"})
 
@@ -175,7 +180,8 @@ def _open(location: Location, config: DataConfig, *, streaming: bool) -> dict:
             if location.kind == "saved":
                 return _saved(load_from_disk(location.path), streaming)
             if location.kind == "imagefolder":
-                return load_dataset("imagefolder", data_dir=location.path, **options)
+                files = _folder_files(Path(location.path))
+                return load_dataset("imagefolder", data_files=files, **options)
             if location.kind == "hub":
                 return load_dataset(location.path, config.name, revision=config.revision, **options)
             if Path(location.path).is_file():
@@ -183,6 +189,23 @@ def _open(location: Location, config: DataConfig, *, streaming: bool) -> dict:
             return load_dataset(location.path, config.name, **options)
     except (DatasetsError, OSError, ValueError, RuntimeError, IndexError) as error:
         raise _one_line(location, config, error) from error
+
+
+def _folder_files(folder: Path) -> dict[str, list[str]]:
+    """Patterns of the files of each split: of the folders named so, or else all for training.
+
+    Left to itself, `datasets` also looks for ``train`` and ``test`` in the names of files, and
+    leaves out all others.
+    """
+    inside = sorted(entry for entry in folder.iterdir() if entry.is_dir())
+    splits = {entry: SPLIT_FOLDERS.get(entry.name.lower()) for entry in inside}
+    if "train" not in splits.values():
+        return {"train": [f"{escape(str(folder))}/**"]}
+    found: dict[str, list[str]] = {}
+    for entry, split in splits.items():
+        if split is not None:
+            found.setdefault(split, []).append(f"{escape(str(entry))}/**")
+    return found
 
 
 def _saved(saved: Any, streaming: bool) -> dict:

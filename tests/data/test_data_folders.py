@@ -53,13 +53,25 @@ def test_class_folders_become_labels(tmp_path, config):
 
 
 def test_split_folders_are_found(tmp_path, config):
-    for split, count in (("train", 6), ("validation", 3), ("test", 2)):
+    for split, count in (("train", 6), ("val", 3), ("Test", 2)):
         save_pictures(tmp_path / "sets" / split, count)
     train = load_source(config(tmp_path / "sets"))
     assert len(train) == 6 and train.spec.class_names is None
     assert len(load_source(config(tmp_path / "sets"), "validation")) == 3
     assert len(load_source(config(tmp_path / "sets", validation_split="test"), "validation")) == 2
     assert len(load_source(config(tmp_path / "sets", split="test"))) == 2
+
+
+def test_names_of_files_are_no_splits(tmp_path, config):
+    """`datasets` alone would see one test picture here and no others; and brackets as a pattern."""
+    folder = tmp_path / "my [test] pictures *"
+    save_pictures(folder / "cat", 10)
+    save_pictures(folder / "dog", 9)
+    (folder / "notes on training.txt").write_text("none")
+    picture(19).save(folder / "dog" / "my test.png")
+    train, validation = (load_source(config(folder), role) for role in ("train", "validation"))
+    assert len(train) + len(validation) == 20
+    assert train.spec.class_names == ("cat", "dog")
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file", "ignore:Exception ignored in")  # datasets'

@@ -8,9 +8,10 @@ from collections import Counter
 import pytest
 import torch
 
-from hfgen.data import BatchStream, TensorSource
+from hfgen.data import BatchStream, TensorSource, load_source
 from hfgen.data import stream as stream_module
 from hfgen.data.order import Permutations
+from hfgen.data.source import normalize
 from hfgen.errors import HfgenError
 from hfgen.rng import Rng
 
@@ -122,3 +123,15 @@ def test_the_batch_must_fit_the_data():
         BatchStream(numbered(30), 0, seed=0)
     with pytest.raises(HfgenError, match="data.binarize: unknown value 'yes'"):
         BatchStream(numbered(30), 8, seed=0, binarize="yes")
+
+
+@pytest.mark.parametrize("name", ["tensors", "mnist", "sprites", "stacked-mnist"])
+def test_drawing_leaves_the_source_as_it_is(name, config):
+    """Flips are made in place, so they must be made on a copy: of three channels, each on its own."""
+    settings = config(name, max_images=64, channels=3 if name == "sprites" else None)
+    source = numbered(64) if name == "tensors" else load_source(settings)
+    before = source.uint8(range(64)).clone()
+    rows = BatchStream(source, 64, seed=0, random_flip=True).rows(0, 64)["images"]
+    assert torch.equal(source.uint8(range(64)), before)
+    known = {normalize(image).numpy().tobytes() for image in torch.cat([before, before.flip(-1)])}
+    assert all(image.numpy().tobytes() in known for image in rows)
