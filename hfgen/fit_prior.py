@@ -91,11 +91,13 @@ def _build(kind: str, pipeline: Any, codes: Tensor) -> Any:
 
     vae, shape = pipeline.vae, pipeline.latent_shape
     if kind == "codes":
-        config = vae.config
-        quantizer, classes = config["quantizer"], config["num_class_embeds"]
-        prior = CodePrior(shape, quantizer=quantizer, num_class_embeds=classes)
-        prior.codebook.load_state_dict(vae.codebook.state_dict())
-        prior.codebook.eval()
+        prior = CodePrior(
+            shape,
+            num_embeddings=vae.codebook.num_embeddings,
+            num_quantizers=vae.codebook.num_quantizers,
+            num_class_embeds=vae.config["num_class_embeds"],
+        )
+        prior.tie(vae)
         return prior
     prior = TwoStagePrior(shape) if kind == "two-stage" else FlowPrior(shape, kind=kind)
     prior.mean.copy_(codes.flatten(1).mean(0))

@@ -7,6 +7,8 @@ named as "module:Class" and imported when chosen, so that listing recipes costs 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,6 +40,8 @@ MODELS: dict[str, str] = {
     "GaussianMixturePrior": "hfgen.models.prior_mixture:GaussianMixturePrior",
     "VampPrior": "hfgen.models.prior_vamp:VampPrior",
     "FlowPrior": "hfgen.models.prior_flow:FlowPrior",
+    "CodePrior": "hfgen.models.prior_codes:CodePrior",
+    "TwoStagePrior": "hfgen.models.prior_two_stage:TwoStagePrior",
     "SphereUniformPrior": "hfgen.models.prior_sphere:SphereUniformPrior",
     "DCGANGenerator": "hfgen.models.gan_dcgan:DCGANGenerator",
     "DCGANDiscriminator": "hfgen.models.gan_dcgan:DCGANDiscriminator",
@@ -149,7 +153,7 @@ def bundled() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The YAML file that ``name`` means: a bundled recipe, a file, a run's or a pipeline's folder."""
+    """The YAML file that ``name`` means: a bundled recipe, a file, a run's or a pipeline's folder, a Hub id."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -157,18 +161,25 @@ def find(name: str) -> Path:
         return path
     if (RECIPES / f"{name}.yaml").is_file():
         return RECIPES / f"{name}.yaml"
+    if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "runs/")):
+        from hfgen.hub.fetch import fetch
+
+        path = fetch(name)
     if (path / "recipe.yaml").is_file():
         return path / "recipe.yaml"
+    if path.is_dir():
+        raise HfgenError(
+            f"recipe: {name} holds no recipe.yaml; give a run, a YAML file or one of {', '.join(bundled())}"
+        )
     raise one_of("recipe", name, bundled())
 
 
-def read(name: str) -> dict[str, Any]:
+def read(path: Path) -> dict[str, Any]:
     """A recipe's values as written; ``base: other-recipe`` is filled in below them."""
-    path = find(name)
     values = read_yaml(path)
     base = values.pop("base", None)
     if base is not None:
-        values = merge(read(str(base)), values)
+        values = merge(read(find(str(base))), values)
     values.setdefault("name", path.stem)
     return values
 
@@ -176,16 +187,42 @@ def read(name: str) -> dict[str, Any]:
 def load(name: str, overrides: Mapping[str, Any] | list[str] | None = None) -> Recipe:
     """A recipe by name or path, with overrides (nested values, or command-line words) on top.
 
+    A bundled name or a YAML file is trained from scratch; a run's folder, a pipeline's folder or a Hub id gives its
+    weights too (``model.pretrained``), unless the run is resumed. What was read from a run goes into a fresh folder.
+
     Raises HfgenError, one line, on unknown keys, wrong types and impossible combinations.
     """
     over = parse_overrides(overrides) if isinstance(overrides, list) else dict(overrides or {})
-    values = merge(read(name), over)
-    source = name if name in bundled() else str(find(name))
+    path = find(name)
+    values = merge(_from_folder(name, path, over), over)
+    source = name if name in bundled() else str(path)
 
-    def origin(path: str) -> str:
-        return "command line" if _has(over, path) else source
+    def origin(key: str) -> str:
+        return "command line" if _has(over, key) else source
 
     return decode(values, origin)
+
+
+def _from_folder(name: str, path: Path, over: Mapping[str, Any]) -> dict[str, Any]:
+    values = read(path)
+    if path.parent == RECIPES or _has(over, "training.resume_from_checkpoint"):
+        return values
+    if Path(name).suffix not in (".yaml", ".yml"):
+        values["model"] = {"pretrained": str(path.parent), **values.get("model", {})}
+    if path.name == "recipe.yaml":
+        values["output_dir"] = str(
+            _fresh(Path(values.get("output_dir") or f"runs/{values['name']}"))
+        )
+    return values
+
+
+def _fresh(folder: Path) -> Path:
+    """``folder``, or the first of folder-2, folder-3, ... that is not there yet."""
+    number, free = 1, folder
+    while free.exists():
+        number += 1
+        free = folder.with_name(f"{folder.name}-{number}")
+    return free
 
 
 def decode(values: Mapping[str, Any], origin=lambda path: "recipe") -> Recipe:
@@ -197,9 +234,31 @@ def decode(values: Mapping[str, Any], origin=lambda path: "recipe") -> Recipe:
     return Decoder(choices(), origin).decode(Recipe, values)
 
 
+_SAYS_NOTHING = {
+    "output_dir",
+    "logging",
+    "hub",
+    "description",
+    "expect",
+    "duration",
+    "training.resume_from_checkpoint",
+    "training.allow_recipe_change",
+}
+"""Keys that change neither the weights nor what they were trained on."""
+
+
+def digest(recipe: Recipe) -> str:
+    """Ten hexadecimal digits that change when something changes what is trained."""
+    values = recipe.to_dict()
+    kept = {k: v for k, v in values.items() if k not in _SAYS_NOTHING}
+    kept["training"] = {
+        k: v for k, v in values["training"].items() if f"training.{k}" not in _SAYS_NOTHING
+    }
+    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
+
+
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") -> list[str]:
     """Dotted keys at which two recipes differ in what they train."""
-    ignored = ("output_dir", "logging", "hub", "description", "expect", "duration")
     found: list[str] = []
     for key in sorted({*old, *new}):
         here = f"{path}.{key}" if path else key

@@ -89,16 +89,41 @@ def test_codes_learn_their_distribution(classes):
 @torch.no_grad()
 def test_code_prior_is_autoregressive_and_normalised():
     torch.manual_seed(0)
-    config = {"type": "vq", "num_embeddings": 3, "dim": 2}
-    prior = CodePrior((2, 1, 3), quantizer=config, hidden_size=8, num_layers=2, num_heads=2).eval()
+    prior = CodePrior((2, 1, 3), num_embeddings=3, hidden_size=8, num_layers=2, num_heads=2).eval()
+    prior.tables.normal_()
     every = torch.cartesian_prod(*[torch.arange(3)] * 3).view(-1, 1, 3, 1)
     total = prior.log_prob_indices(every).exp().sum()
     torch.testing.assert_close(total, torch.tensor(1.0))
     drawn = prior.sample(3000, torch.Generator().manual_seed(0))
-    indices = prior.codebook(drawn).indices
-    share = torch.bincount((indices.flatten(1) * torch.tensor([9, 3, 1])).sum(1), minlength=27)
+    index = torch.cdist(drawn.flatten(2).transpose(1, 2), prior.tables[0]).argmin(-1)
+    share = torch.bincount((index * torch.tensor([9, 3, 1])).sum(1), minlength=27)
     expected = prior.log_prob_indices(every).exp()
     assert (share / 3000 - expected).abs().sum() < 0.15
+    torch.testing.assert_close(prior.log_prob(prior.embed(every)), expected.log())
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"type": "residual", "num_quantizers": 2, "num_embeddings": 4, "dim": 2},
+        {"type": "fsq", "levels": [3, 3]},
+        {"type": "lfq", "bits": 3},
+    ],
+    ids=str,
+)
+def test_tables_embed_as_the_quantizer_does(config):
+    torch.manual_seed(0)
+    vae = VQVAE(sample_size=8, block_out_channels=(4, 4), quantizer=config).eval()
+    out = vae.quantize(torch.randn(3, vae.codebook.dim, 2, 2))
+    prior = CodePrior(
+        vae.latent_shape,
+        num_embeddings=vae.codebook.num_embeddings,
+        num_quantizers=vae.codebook.num_quantizers,
+    )
+    prior.tie(vae)
+    torch.testing.assert_close(prior.embed(out.indices), out.codes)
+    with pytest.raises(ValueError, match=r"is \[1, 512, 2\], but the autoencoder's codes are"):
+        CodePrior((2, 2, 2)).tie(vae)
 
 
 @torch.no_grad()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
@@ -11,28 +12,31 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from hfgen.models.layers.prior import Generators, Prior
-from hfgen.models.layers.vq import build_quantizer
 
 
 class CodePrior(ModelMixin, ConfigMixin, Prior):
     """p(indices) = prod_i p(index_i | those before it), in raster order, by a causal transformer.
 
     The second stage of a VQ-VAE (van den Oord et al. 2017, section 3.3), with a transformer in
-    place of the PixelCNN (Esser et al. 2021). It keeps a copy of the quantiser, so that it draws
-    latents that the autoencoder's decoder takes.
+    place of the PixelCNN (Esser et al. 2021). ``tie`` copies the autoencoder's codes, so that it
+    draws latents that the decoder takes.
 
     Args:
         latent_shape: [D, height, width] of the latent map.
-        quantizer: config of the autoencoder's quantiser.
+        num_embeddings: size of the vocabulary.
+        num_quantizers: indices per position (residual quantisation).
         hidden_size, num_layers, num_heads: of the transformer.
         num_class_embeds: number of classes.
     """
+
+    tables: Tensor
 
     @register_to_config
     def __init__(
         self,
         latent_shape: tuple[int, ...] = (32, 7, 7),
-        quantizer: dict | None = None,
+        num_embeddings: int = 512,
+        num_quantizers: int = 1,
         hidden_size: int = 128,
         num_layers: int = 4,
         num_heads: int = 4,
@@ -43,11 +47,11 @@ class CodePrior(ModelMixin, ConfigMixin, Prior):
             raise ValueError(
                 f"CodePrior: hidden_size {hidden_size} is not a multiple of num_heads {num_heads}"
             )
-        self.codebook = build_quantizer(quantizer or {"type": "vq"}).requires_grad_(False)
-        self.positions = tuple(latent_shape[1:])
-        self.levels = self.codebook.num_quantizers
+        self.positions, self.levels = tuple(latent_shape[1:]), num_quantizers
         self.length = math.prod(self.positions) * self.levels
-        self.vocabulary = self.codebook.num_embeddings
+        self.vocabulary = num_embeddings
+        shape = (num_quantizers, num_embeddings, latent_shape[0])
+        self.register_buffer("tables", torch.zeros(shape))
         self.start = nn.Embedding(num_class_embeds or 1, hidden_size)
         self.token = nn.Embedding(self.vocabulary, hidden_size)
         self.place = nn.Parameter(0.02 * torch.randn(self.length, hidden_size))
@@ -57,6 +61,16 @@ class CodePrior(ModelMixin, ConfigMixin, Prior):
         self.layers = nn.TransformerEncoder(layer, num_layers, enable_nested_tensor=False)
         self.norm = nn.LayerNorm(hidden_size)
         self.head = nn.Linear(hidden_size, self.vocabulary)
+
+    def tie(self, vae: nn.Module) -> None:
+        model: Any = vae
+        tables = model.codebook.tables().detach()
+        if tables.shape != self.tables.shape:
+            raise ValueError(
+                "CodePrior: [num_quantizers, num_embeddings, channels] is "
+                f"{list(self.tables.shape)}, but the autoencoder's codes are {list(tables.shape)}"
+            )
+        self.tables.copy_(tables)
 
     def logits(self, tokens: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Tokens [B, L'] -> logits [B, L' + 1, vocabulary] of each token and the next one."""
@@ -76,7 +90,18 @@ class CodePrior(ModelMixin, ConfigMixin, Prior):
         return log_p.gather(2, tokens.unsqueeze(2)).flatten(1).sum(1)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        return self.log_prob_indices(self.codebook(z).indices)
+        """Of codes as ``sample`` draws them; several levels are told apart one after the other."""
+        rest, indices = z.flatten(2).transpose(1, 2), []
+        for table in self.tables:
+            index = torch.cdist(rest, table.to(rest.dtype)).argmin(-1)
+            indices.append(index)
+            rest = rest - table[index]
+        return self.log_prob_indices(torch.stack(indices, dim=-1))
+
+    def embed(self, indices: Tensor) -> Tensor:
+        """Indices [B, *positions, levels] -> latents [B, D, *positions]."""
+        levels = zip(self.tables, indices.unbind(-1), strict=True)
+        return torch.stack([table[index] for table, index in levels]).sum(0).movedim(-1, 1)
 
     @torch.no_grad()
     def sample(
@@ -96,4 +121,4 @@ class CodePrior(ModelMixin, ConfigMixin, Prior):
             share = torch.softmax(logits / max(temperature, 1e-6), dim=-1)
             index = (share.cumsum(-1) < uniform[:, i : i + 1]).sum(-1, keepdim=True)
             tokens = torch.cat([tokens, index.clamp(max=self.vocabulary - 1)], dim=1)
-        return self.codebook.embed(tokens.view(batch_size, *self.positions, self.levels))
+        return self.embed(tokens.view(batch_size, *self.positions, self.levels))

@@ -210,24 +210,29 @@ class Autoencoder(Objective):
     """-ln p(x | z = mode of q(z|x)), without noise, plus a penalty: AE, WAE and RAE.
 
     WAE-MMD (Tolstikhin et al. 2018) is ``penalty: mmd``; RAE-L2 and RAE-GP (Ghosh et al. 2020) are
-    ``penalty: rae`` (RAE-L2 with the optimizer's weight decay). Such a model has no prior until
-    one is fitted to its latents.
+    ``penalty: rae`` (RAE-L2 with the optimizer's weight decay). Such a model has no prior but one
+    that is fitted to its latents, at the same time (``learn_prior``) or afterwards.
 
     Args:
         likelihood: p(x | decoder output).
         penalty: a term on the latents.
+        learn_prior: train the role ``prior`` on the latents, in a phase of its own.
     """
 
     likelihood: Likelihood = field(default_factory=Bernoulli)
     penalty: Penalty | None = None
+    learn_prior: bool = False
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase(name="vae", trains=("vae",)),)
+        prior = (Phase(name="prior", trains=("prior",)),) if self.learn_prior else ()
+        return (Phase(name="vae", trains=("vae",)), *prior)
 
     def loss(
         self, phase: str, models: Models, batch: Batch, rng: Rng, clock: Clock
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if phase == "prior":
+            return self._prior(models, batch)
         vae: Any = models["vae"]
         images, labels = batch["images"], label_arguments(vae, batch)
         posterior = vae.encode(images, **labels).latent_dist
@@ -242,6 +247,14 @@ class Autoencoder(Objective):
             loss = loss + penalty
             logs["penalty"] = penalty
         return loss, detach({"loss": loss, **logs})
+
+    def _prior(self, models: Models, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        vae: Any = models["vae"]
+        prior: Any = models["prior"]
+        with torch.no_grad():
+            z = vae.encode(batch["images"], **label_arguments(vae, batch)).latent_dist.mode()
+        loss = -prior.log_prob(z).mean()
+        return loss, detach({"prior": loss})
 
 
 def _unused(posterior: Any) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hfgen.errors import HfgenError
 from hfgen.likelihoods import Gaussian, Likelihood
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
-from hfgen.objectives.vae import label_arguments, log_likelihood, require
+from hfgen.objectives.vae import label_arguments, log_likelihood, require, tie_prior
 from hfgen.rng import Rng
 
 
@@ -35,11 +35,13 @@ class VectorQuantized(Objective):
         likelihood: p(x | decoder output).
         commitment: weight of the commitment; none is needed for FSQ.
         entropy: weight of LFQ's entropy term, in nats per image.
+        learn_prior: train the role ``prior`` (CodePrior) on the codes, in a phase of its own.
     """
 
     likelihood: Likelihood = field(default_factory=Gaussian)
     commitment: float = 0.25
     entropy: float = 0.0
+    learn_prior: bool = False
 
     def __post_init__(self) -> None:
         require("commitment", self.commitment, 0)
@@ -47,11 +49,14 @@ class VectorQuantized(Objective):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase(name="vae", trains=("vae",)),)
+        prior = (Phase(name="prior", trains=("prior",)),) if self.learn_prior else ()
+        return (Phase(name="vae", trains=("vae",)), *prior)
 
     def loss(
         self, phase: str, models: Mapping[str, nn.Module], batch: Batch, rng: Rng, clock: Clock
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if phase == "prior":
+            return self._prior(models, batch)
         vae: Any = models["vae"]
         images, labels = batch["images"], label_arguments(vae, batch)
         vae.codebook.advance(clock.step)
@@ -72,3 +77,15 @@ class VectorQuantized(Objective):
         if self.entropy:
             logs["entropy"] = quantized.entropy
         return loss, detach(logs)
+
+    def _prior(
+        self, models: Mapping[str, nn.Module], batch: Batch
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        vae: Any = models["vae"]
+        prior: Any = models["prior"]
+        labels = label_arguments(vae, batch)
+        tie_prior(models)
+        with torch.no_grad():
+            indices = vae.quantize(vae.encode_map(batch["images"], **labels)).indices
+        loss = -prior.log_prob_indices(indices, labels.get("class_labels")).mean()
+        return loss, detach({"prior": loss})

@@ -9,6 +9,7 @@ from torch.distributions import MultivariateNormal
 from hfgen.errors import HfgenError
 from hfgen.likelihoods import Gaussian
 from hfgen.models.layers.posterior import DiagonalGaussian
+from hfgen.models.prior_flow import FlowPrior
 from hfgen.models.vae_mlp import MLPVAE
 from hfgen.objectives.base import Clock
 from hfgen.objectives.vae import ELBO, Autoencoder
@@ -115,6 +116,20 @@ def test_autoencoder_has_no_noise_and_reaches_every_parameter():
     assert torch.equal(*losses)
     losses[0].backward()
     assert all(p.grad is not None for p in vae.parameters())
+
+
+def test_an_autoencoders_prior_learns_in_its_own_phase():
+    torch.manual_seed(0)
+    vae = MLPVAE(sample_size=4, hidden_size=8, latent_dim=3)
+    prior, data = FlowPrior((3,), hidden_size=8), {"images": torch.rand(8, 1, 4, 4) * 2 - 1}
+    objective = Autoencoder(learn_prior=True)
+    assert [p.trains for p in objective.phases] == [("vae",), ("prior",)]
+    loss, _ = objective.loss("prior", {"vae": vae, "prior": prior}, data, Rng(0), START)
+    loss.backward()
+    assert all(p.grad is not None for p in prior.parameters())
+    assert all(p.grad is None for p in vae.parameters())
+    latents = vae.encode(data["images"]).latent_dist.mode()
+    torch.testing.assert_close(loss, -prior.log_prob(latents).mean())
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import torch
 
 from hfgen.errors import HfgenError
 from hfgen.likelihoods import Gaussian
+from hfgen.models.prior_codes import CodePrior
 from hfgen.models.vae_vq import VQVAE
 from hfgen.objectives.base import Clock
 from hfgen.objectives.vae_vq import VectorQuantized, perplexity
@@ -84,3 +85,19 @@ def test_codebook_larger_than_a_batch_is_named():
     vae, batch = setup({"type": "vq", "num_embeddings": 64, "dim": 3}, rows=2)
     with pytest.raises(HfgenError, match="num_embeddings 64 is larger than the 8 latents"):
         run(VectorQuantized(), vae, batch)
+
+
+def test_prior_learns_the_codes_in_its_own_phase():
+    vae, batch = setup(QUANTIZERS[0])
+    objective = VectorQuantized(learn_prior=True)
+    assert [p.trains for p in objective.phases] == [("vae",), ("prior",)]
+    run(objective, vae, batch)
+    prior = CodePrior((3, 2, 2), num_embeddings=8, hidden_size=16, num_layers=1, num_heads=2)
+    models = {"vae": vae, "prior": prior}
+    loss, _ = objective.loss("prior", models, batch, Rng(0), Clock(0, 0, 1))
+    loss.backward()
+    assert all(p.grad is not None for p in prior.parameters())
+    assert all(p.grad is None for p in vae.parameters())
+    indices = vae.quantize(vae.encode_map(batch["images"])).indices
+    torch.testing.assert_close(loss, -prior.log_prob_indices(indices).mean())
+    assert torch.equal(prior.tables[0], vae.codebook.codebook)

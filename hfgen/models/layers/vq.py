@@ -57,6 +57,12 @@ class Quantizer(nn.Module, ABC):
     def embed(self, indices: Tensor) -> Tensor:
         """Indices [B, *positions, num_quantizers] -> codes [B, D, *positions]."""
 
+    def tables(self) -> Tensor:
+        """Every code of every vocabulary, [num_quantizers, num_embeddings, D]."""
+        device = next(self.buffers()).device
+        index = torch.arange(self.num_embeddings, device=device).view(-1, 1, 1)
+        return self.embed(index).squeeze(-1).unsqueeze(0)
+
     def advance(self, step: int) -> None:
         """A new training step begins: take over what the last one has seen."""
 
@@ -175,6 +181,9 @@ class VectorQuantizer(Quantizer):
     def embed(self, indices: Tensor) -> Tensor:
         return F.embedding(indices.squeeze(-1), self.codebook).movedim(-1, 1)
 
+    def tables(self) -> Tensor:
+        return self.codebook.unsqueeze(0)
+
     @torch.no_grad()
     def start_from(self, z: Tensor) -> None:
         if bool(self.started):
@@ -274,6 +283,9 @@ class ResidualQuantizer(Quantizer):
         split = indices.split(1, dim=-1)
         codes = [layer.embed(i) for layer, i in zip(self._levels, split, strict=True)]
         return torch.stack(codes).sum(0)
+
+    def tables(self) -> Tensor:
+        return torch.stack([level.codebook for level in self._levels])
 
     def advance(self, step: int) -> None:
         for layer in self._levels:
