@@ -51,12 +51,38 @@ def build_components(recipe: Recipe, data: DataSpec) -> dict[str, Any]:
     settings = {role: value for role, value in recipe.model.items() if role != "pretrained"}
     source = recipe.model.get("pretrained")
     if source is not None:
-        roles = {role for phase in recipe.objective.phases for role in phase.trains} | set(settings)
-        pipeline_roles = _component_names(pipeline_class(recipe.pipeline))
-        settings = {role: {"pretrained": source} for role in sorted(roles | pipeline_roles)}
+        settings |= {role: {"pretrained": source} for role in _roles_in(recipe, str(source))}
     follow = _follow(recipe, data)
     components = {role: _component(role, value, follow) for role, value in settings.items()}
+    for role, value in settings.items():
+        if isinstance(value, str) or "pretrained" in value:
+            _check_fits(role, components[role], follow, recipe)
     return {**components, **recipe.objective.extra_models()}
+
+
+def _roles_in(recipe: Recipe, source: str) -> list[str]:
+    """The roles that ``model.pretrained`` fills: those of the pipeline there, or the one role that is trained."""
+    from hfgen.hub.load import component_names
+
+    names = component_names(source)
+    trained = {role for phase in recipe.objective.phases for role in phase.trains}
+    if names is None:  # a single model
+        return sorted(trained - set(recipe.model)) if len(trained) > 1 else sorted(trained)
+    wanted = trained | set(recipe.model) | _component_names(pipeline_class(recipe.pipeline))
+    return sorted(set(names) & wanted)
+
+
+def _check_fits(role: str, model: Any, follow: Mapping[str, Any], recipe: Recipe) -> None:
+    trained = {role for phase in recipe.objective.phases for role in phase.trains}
+    if role not in trained or set(recipe.model) - trained - {"pretrained", "scheduler"}:
+        return  # a frozen component, or one that trains on another's latents
+    for name, setting in (("sample_size", "data.resolution"), ("in_channels", "data.channels")):
+        has = model.config.get(name)
+        if isinstance(has, int) and has != follow[name]:
+            raise HfgenError(
+                f"model.{role}: {type(model).__name__} was trained with {name} {has}, the data has {follow[name]}; "
+                f"set {setting} to {has}"
+            )
 
 
 def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPipeline:
@@ -79,7 +105,9 @@ def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPi
 
 def exported_roles(recipe: Recipe) -> tuple[str, ...]:
     """Roles of the recipe that its pipeline samples with (a discriminator travels along, without an average)."""
-    roles = inspect.signature(pipeline_class(recipe.pipeline).__init__).parameters  # a prior is optional, but sampled from
+    roles = inspect.signature(
+        pipeline_class(recipe.pipeline).__init__
+    ).parameters  # a prior is optional, but sampled from
     return tuple(role for role in recipe.model if role in roles and role != "discriminator")
 
 

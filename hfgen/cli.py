@@ -54,7 +54,43 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     _command(commands, "recipes", _recipes, "list the bundled recipes")
+    _evaluation_parsers(commands)
+    _hub_parsers(commands)
+    _fit_prior_parser(
+        _command(commands, "fit-prior", _fit_prior, "fit a prior to a trained autoencoder")
+    )
     return parser
+
+
+def _evaluation_parsers(commands: Any) -> None:
+    from hfgen.evaluation import command
+
+    text = "measure a model, or a folder of images, against a data set"
+    evaluate = _command(commands, "evaluate", command.run_evaluate, text, takes_settings=True)
+    command.add_evaluate_arguments(evaluate)
+    compare = _command(commands, "compare", command.run_compare, "one report over several runs")
+    command.add_compare_arguments(compare)
+
+
+def _hub_parsers(commands: Any) -> None:
+    from hfgen.hub import command
+
+    for name, run, add, text in (
+        ("push", command.run_push, command.add_push_arguments, "share a run on the Hub"),
+        ("check", command.run_check, command.add_check_arguments, "examine what was shared"),
+        ("card", command.run_card, command.add_card_arguments, "write or refresh the model card"),
+        ("space", command.run_space, command.add_space_arguments, "share a demo as a Space"),
+        ("demo", command.run_demo, command.add_demo_arguments, "serve the demo on this machine"),
+    ):
+        add(_command(commands, name, run, text))
+
+
+def _fit_prior_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run's folder; its pipeline gets the prior")
+    parser.add_argument("--prior", default="gmm", metavar="KIND")
+    parser.add_argument("--num-components", type=int, default=20, help="of a mixture")
+    parser.add_argument("--total-images", type=int, default=300_000, help="seen while fitting")
+    parser.add_argument("--seed", type=int, default=0)
 
 
 def _command(
@@ -161,12 +197,26 @@ def _sample(options: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
+def _fit_prior(options: argparse.Namespace, _: list[str]) -> int:
+    from hfgen.run import fit_prior_of_run
+
+    path = fit_prior_of_run(
+        options.run,
+        options.prior,
+        num_components=options.num_components,
+        total_images=options.total_images,
+        seed=options.seed,
+    )
+    print(f"pipeline: {path}")
+    return 0
+
+
 def _recipes(options: argparse.Namespace, _: list[str]) -> int:
-    from hfgen.recipe import bundled, read
+    from hfgen.recipe import bundled, find, read
 
     rows = [("name", "family", "data", "what to expect", "2 cores")]
     for name in bundled():
-        values = read(name)
+        values = read(find(name))
         data = values.get("data", {}).get("path", "mnist")
         rows.append(
             (name, values["family"], data, values.get("expect", ""), values.get("duration", ""))

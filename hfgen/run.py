@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 from hfgen import recipe as recipes
 from hfgen.config import nest, read_yaml
+from hfgen.environment import describe
 from hfgen.errors import HfgenError
 from hfgen.recipe import Recipe
 
@@ -74,6 +76,7 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
         _check_accelerator(accelerator)
         if accelerator.is_main_process:
             _open_folder(recipe, overwrite)
+            _write_environment(recipe.folder, accelerator.num_processes)
         accelerator.wait_for_everyone()
         return _train(recipe, accelerator)
     finally:
@@ -86,6 +89,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
 
     from hfgen.build import build_components, build_pipeline, exported_roles
     from hfgen.data import BatchStream, load_source
+    from hfgen.hub.background import RunPusher
     from hfgen.samples import accepted, save_samples
     from hfgen.training.checkpoints import Checkpoints
     from hfgen.training.log import Log
@@ -115,6 +119,12 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         save_samples(pipe, target, recipe.logging.num_sample_images, seed=config.seed, **steps)
 
     log = Log(accelerator, recipe.logging, recipe.folder, recipe.to_dict())
+    pusher = RunPusher(recipe.folder, recipe.hub) if recipe.hub.push_to_hub else None
+
+    def saved(models: Mapping[str, Any], checkpoint: Path) -> None:
+        if pusher is not None:
+            pusher.saved(checkpoint, lambda folder: export(pipeline(models), recipe, folder))
+
     trainer = Trainer(
         accelerator=accelerator,
         objective=recipe.objective,
@@ -133,7 +143,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         log=log,
         checkpoints=checkpoints,
         recipe=recipe.to_yaml(),
-        hooks=Hooks(sample=sample),
+        hooks=Hooks(sample=sample, evaluate=_evaluator(recipe, pipeline), saved=saved),
     )
     if resume is not None:
         trainer.restore(resume)
@@ -141,9 +151,29 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
     if accelerator.is_main_process:
         export(pipeline(trainer.averaged), recipe, recipe.folder / "pipeline")
         _say_end(recipe, stopped_by == 0, checkpoints.latest())
+        if pusher is not None and stopped_by == 0:
+            print(f"pushed:   {pusher.finish().url}")
     accelerator.wait_for_everyone()
     log.close()
     return Run(recipe.folder, stopped_by)
+
+
+def _evaluator(recipe: Recipe, pipeline: Callable[..., Any]) -> Callable[..., dict[str, float]]:
+    """Measures the averaged models by a small protocol; the backbone is loaded when it is first needed."""
+
+    @cache
+    def protocol() -> Any:
+        from hfgen.build import pipeline_class
+        from hfgen.data import load_source
+        from hfgen.evaluation import small_protocol
+        from hfgen.samples import accepted
+
+        steps = recipe.logging.num_inference_steps
+        call = accepted(pipeline_class(recipe.pipeline), num_inference_steps=steps)
+        source = load_source(recipe.data, split="validation")
+        return small_protocol(source, num_images=recipe.training.evaluate_num_images, call=call)
+
+    return lambda models: protocol()(pipeline(models))
 
 
 def export(pipeline: Any, recipe: Recipe, folder: Path) -> None:
@@ -211,6 +241,12 @@ def _open_folder(recipe: Recipe, overwrite: bool) -> None:
         raise HfgenError(f"output_dir: {folder} cannot be written: {error.strerror}") from None
 
 
+def _write_environment(folder: Path, num_processes: int) -> None:
+    (folder / "environment.json").write_text(
+        json.dumps(describe(num_processes), indent=1), encoding="utf-8"
+    )
+
+
 def _check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
     from hfgen.training.checkpoints import read_state
 
@@ -229,3 +265,22 @@ def read_plain(recipe: Recipe) -> dict[str, Any]:
     from hfgen.config import parse_yaml
 
     return parse_yaml(recipe.to_yaml(), "recipe")
+
+
+def fit_prior_of_run(folder: str, kind: str, **options: Any) -> Path:
+    """Fit a prior to the latents of a run's autoencoder and export the pipeline with it; its folder."""
+    from hfgen.data import load_source
+    from hfgen.fit_prior import fit_prior
+    from hfgen.hub.load import load
+
+    if not (Path(folder) / "recipe.yaml").is_file():
+        raise HfgenError(f"fit-prior: {folder} is not a run (no recipe.yaml)")
+    recipe = recipes.decode(
+        recipes.read(Path(folder) / "recipe.yaml"), lambda key: f"{folder}/recipe.yaml"
+    )
+    pipeline = load(folder)
+    if "prior" not in pipeline.components:
+        raise HfgenError(f"fit-prior: {type(pipeline).__name__} takes no prior; valid: VAEPipeline")
+    fit_prior(pipeline, load_source(recipe.data, split="train"), kind, **options)
+    export(pipeline, recipe, Path(folder) / "pipeline")
+    return Path(folder) / "pipeline"

@@ -62,6 +62,8 @@ def load_component(path_or_id: str | Path, role: str, **kwargs: Any) -> Any:
         HfgenError: as ``load``; or the pipeline has no such component.
     """
     source = _source(path_or_id)
+    if kwargs.get("trust_remote_code"):
+        return _part(load(source, **kwargs).components, role, source)
     with _one_line(source):
         bare = (Path(source) / "config.json").is_file() and not (Path(source) / INDEX).is_file()
         index = {role: _bare(source)} if bare else _read(source, INDEX, kwargs)
@@ -70,6 +72,20 @@ def load_component(path_or_id: str | Path, role: str, **kwargs: Any) -> Any:
         options = {"use_safetensors": True} if is_model else {}
         where = {} if bare else {"subfolder": role}
         return cls.from_pretrained(source, **{**options, **where, **kwargs})
+
+
+def component_names(path_or_id: str | Path) -> list[str] | None:
+    """Roles of the pipeline that ``load`` would give; None for a folder or repository of one model.
+
+    Raises:
+        HfgenError: as ``load``.
+    """
+    source = _source(path_or_id)
+    with _one_line(source):
+        if (Path(source) / "config.json").is_file() and not (Path(source) / INDEX).is_file():
+            return None
+        index = _read(source, INDEX, {})
+    return list(_present(index))
 
 
 def _source(path_or_id: str | Path) -> str:
@@ -114,9 +130,9 @@ def _pipeline_class(index: dict[str, Any], source: str) -> type[DiffusionPipelin
         cls = getattr(sys.modules[module], entry[1])
         use_installed(index, cls, source)
         return cls
-    own = [name for name, value in index.items() if is_component(value) and _is_exported(value)]
+    own = [name for name, value in _present(index).items() if _is_exported(value)]
     if is_component(entry) or own:
-        names = ", ".join(own or [entry[0]])
+        names = ", ".join([str(entry[0])] * is_component(entry) + own)
         raise HfgenError(
             f"{source}: brings code of its own ({names}) that is not hfgen's: read it, then pass "
             "trust_remote_code=True to run it"
@@ -134,17 +150,26 @@ def _is_exported(entry: Any) -> bool:
 
 
 def _component_class(index: dict[str, Any], role: str, source: str) -> Any:
-    components = {name: value for name, value in index.items() if is_component(value)}
-    entry = components.get(role)
-    if entry is None or entry[0] is None:
-        known = ", ".join(name for name in sorted(components) if not name.startswith("_"))
-        raise HfgenError(f"{source}: no component {role!r}; it has {known}")
+    entry = _part(_present(index), role, source)
     if not _is_exported(entry):
         return simple_get_class_obj(*entry)
     modules = installed_modules("models", *entry)
     where = f"{source}/{role}"
     module = same_module(entry[0], modules, where, index.get("_hfgen_version"))
     return getattr(sys.modules[module], entry[1])
+
+
+def _present(index: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Entries of the components that there are: an optional one may be [null, null]."""
+    entries = {name: entry for name, entry in index.items() if not name.startswith("_")}
+    return {name: entry for name, entry in entries.items() if is_component(entry) and entry[0]}
+
+
+def _part(components: Mapping[str, Any], role: str, source: str) -> Any:
+    known = [name for name, part in components.items() if part is not None]
+    if role not in known:
+        raise HfgenError(f"{source}: no component {role!r}; it has {', '.join(sorted(known))}")
+    return components[role]
 
 
 def _bare(source: str) -> tuple[str, str]:
