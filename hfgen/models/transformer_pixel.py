@@ -35,6 +35,8 @@ class PixelTransformer(ModelMixin, ConfigMixin):
         num_layers, num_attention_heads: depth, heads.
         num_class_embeds: number of labels, a null label included; None for no labels.
         second_time: take a second time ``r`` (MeanFlow, shortcut models).
+        time_factor: what times are multiplied by before their sinusoids. 1 tells the 1000 steps of
+            a chain apart; flow maps are differentiated by time and want it smooth, 0.02 or so.
 
     Raises:
         ValueError: sizes that do not divide.
@@ -55,6 +57,7 @@ class PixelTransformer(ModelMixin, ConfigMixin):
         num_attention_heads: int = 4,
         num_class_embeds: int | None = None,
         second_time: bool = False,
+        time_factor: float = 1.0,
     ):
         super().__init__()
         if patch_size < 1 or sample_size % patch_size:
@@ -132,6 +135,7 @@ class PixelTransformer(ModelMixin, ConfigMixin):
 
     def _embed(self, mlp: nn.Module, timestep: Tensor | float | None, sample: Tensor) -> Tensor:
         time = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
+        time = time * self.config["time_factor"]
         return mlp(sinusoidal_embedding(time, self.config["hidden_dim"]).to(sample.dtype))
 
     def _unpatch(self, patches: Tensor) -> Tensor:
