@@ -48,6 +48,8 @@ MODELS: dict[str, str] = {
     "DCGANDiscriminator": "hfgen.models.gan_dcgan:DCGANDiscriminator",
     "R3GANGenerator": "hfgen.models.gan_r3gan:R3GANGenerator",
     "R3GANDiscriminator": "hfgen.models.gan_r3gan:R3GANDiscriminator",
+    "ResNetGenerator": "hfgen.models.gan_resnet:ResNetGenerator",
+    "ResNetDiscriminator": "hfgen.models.gan_resnet:ResNetDiscriminator",
     "PixelTransformer": "hfgen.models.transformer_pixel:PixelTransformer",
 }
 """Components by class name, beside every model and scheduler class of diffusers."""
@@ -73,6 +75,8 @@ OBJECTIVES: dict[str, str] = {
     "vq": "hfgen.objectives.vae_vq:VectorQuantized",
     "gan": "hfgen.objectives.gan:GAN",
     "diffusion": "hfgen.objectives.diffusion:Diffusion",
+    "flow-map": "hfgen.objectives.flow:FlowMaps",
+    "consistency": "hfgen.objectives.diffusion_consistency:Consistency",
 }
 
 
@@ -81,6 +85,7 @@ def choices() -> Choices:
     from hfgen.likelihoods import LIKELIHOODS, Likelihood
     from hfgen.objectives.diffusion_times import TIME_SAMPLERS, TimeSampler
     from hfgen.objectives.diffusion_weightings import WEIGHTINGS, Weighting
+    from hfgen.objectives.flow import FLOW_MAP_TARGETS, FlowMapTarget
     from hfgen.objectives.gan_augment import AUGMENTATIONS, Augmentation
     from hfgen.objectives.gan_regularizers import REGULARIZERS, Regularizer
     from hfgen.objectives.vae_penalties import PENALTIES, Penalty
@@ -90,6 +95,7 @@ def choices() -> Choices:
         Likelihood: LIKELIHOODS,
         TimeSampler: TIME_SAMPLERS,
         Weighting: WEIGHTINGS,
+        FlowMapTarget: FLOW_MAP_TARGETS,
         Penalty: PENALTIES,
         Regularizer: REGULARIZERS,
         Augmentation: AUGMENTATIONS,
