@@ -10,9 +10,11 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from hfgen.models.layers.gan import (
+    ClassHead,
     DiscriminatorOutput,
     GeneratorOutput,
     check_labels,
+    code_latents,
     init_he,
     init_normal,
     normalization,
@@ -51,6 +53,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
             independent.
         num_class_embeds: number of classes; a learned embedding of the label is concatenated to z
             (Mirza & Osindero 2014).
+        categorical_codes: so many latents form a categorical code, see ``code_latents`` (InfoGAN).
 
     Raises:
         ValueError: a size that cannot be made, a missing or unknown argument.
@@ -65,6 +68,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         channels: int = 64,
         norm: str = "batch",
         num_class_embeds: int | None = None,
+        categorical_codes: int = 0,
     ):
         super().__init__()
         out_channels = required("out_channels", out_channels)
@@ -90,6 +94,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
     def forward(self, z: Tensor, class_labels: Tensor | None = None) -> GeneratorOutput:
         """Images [B, C, H, W] in [-1, 1] from z [B, latent_dim] ~ N(0, 1) and labels [B] int64."""
         check_labels(class_labels, self.config["num_class_embeds"])
+        z = code_latents(z, self.config["categorical_codes"])
         if self.class_embedding is not None:
             z = torch.cat([z, self.class_embedding(class_labels)], dim=1)
         return GeneratorOutput(sample=torch.tanh(self.blocks(self.project(z))))
@@ -106,8 +111,9 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
             at most.
         norm: ``batch`` (the paper), ``group`` or ``none``. A gradient penalty wants rows to be
             independent (Gulrajani et al. 2017, section 4): choose ``group`` or ``none`` with one.
-        num_class_embeds: number of classes; the label enters by projection (Miyato & Koyama 2018,
-            equation 3).
+        num_class_embeds: number of classes.
+        conditioning: how labels enter, see ``ClassHead``.
+        num_codes: latent codes to predict (InfoGAN).
 
     Raises:
         ValueError: a size that cannot be made, a missing or unknown argument.
@@ -121,6 +127,8 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
         channels: int = 64,
         norm: str = "batch",
         num_class_embeds: int | None = None,
+        conditioning: str = "projection",
+        num_codes: int = 0,
     ):
         super().__init__()
         in_channels = required("in_channels", in_channels)
@@ -133,19 +141,11 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
             blocks += [downsample, normalization(kind, width), nn.LeakyReLU(0.2)]
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(widths[-1] * base**2, 1)
-        self.class_embedding = None
-        if num_class_embeds is not None:
-            self.class_embedding = nn.Embedding(num_class_embeds, widths[-1])
+        self.classes = ClassHead(widths[-1], num_class_embeds, conditioning, num_codes)
         _initialize(self, norm)
-        if self.class_embedding is not None:
-            nn.init.normal_(self.class_embedding.weight, 0.0, 0.02)
 
     def forward(self, sample: Tensor, class_labels: Tensor | None = None) -> DiscriminatorOutput:
         """Logits [B] for images [B, C, H, W] in [-1, 1] and labels [B] int64."""
-        check_labels(class_labels, self.config["num_class_embeds"])
         hidden = self.blocks(sample)
         logits = self.head(hidden.flatten(1)).squeeze(1)
-        pooled = hidden.sum((2, 3))
-        if self.class_embedding is not None:
-            logits = logits + (self.class_embedding(class_labels) * pooled).sum(1)
-        return DiscriminatorOutput(logits=logits, features=pooled)
+        return self.classes(logits, hidden.sum((2, 3)), class_labels)

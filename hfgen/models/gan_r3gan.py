@@ -17,6 +17,7 @@ from hfgen.models.layers.gan import (
     GeneratorOutput,
     check_labels,
     required,
+    stage_widths,
     stages,
 )
 from hfgen.models.layers.resample import downsample, upsample
@@ -82,11 +83,9 @@ def _pointwise(inputs: int, outputs: int) -> nn.Module:
 
 def _widths(channels: int | list[int], n: int, group_width: int) -> list[int]:
     """One width for each of the ``n`` stages, from the smallest resolution to the largest."""
-    widths = [channels] * n if isinstance(channels, int) else list(channels)
-    if len(widths) != n:
-        raise ValueError(f"channels {widths} must have {n} entries: stages from small to large")
+    widths = stage_widths(channels, n)
     for width in widths:
-        if width < 1 or (2 * width) % group_width:
+        if (2 * width) % group_width:
             raise ValueError(f"channels {width}: its double must be a multiple of {group_width}")
     return widths
 

@@ -7,7 +7,8 @@ import torch
 
 from hfgen.models.gan_dcgan import DCGANDiscriminator, DCGANGenerator
 from hfgen.models.gan_r3gan import R3GANDiscriminator, R3GANGenerator
-from hfgen.models.layers.gan import stages
+from hfgen.models.gan_resnet import ResNetDiscriminator, ResNetGenerator
+from hfgen.models.layers.gan import code_latents, stages
 
 PAIRS = {
     "dcgan": (
@@ -21,6 +22,12 @@ PAIRS = {
         R3GANDiscriminator,
         {"channels": 16, "num_layers": 1, "latent_dim": 6},
         {"channels": 16, "num_layers": 1},
+    ),
+    "resnet": (
+        ResNetGenerator,
+        ResNetDiscriminator,
+        {"channels": 8, "latent_dim": 6},
+        {"channels": 8},
     ),
 }
 
@@ -146,3 +153,68 @@ def test_missing_and_unknown_arguments():
         DCGANDiscriminator(sample_size=8)
     with pytest.raises(ValueError, match="norm 'layer' is unknown"):
         DCGANGenerator(sample_size=16, out_channels=1, norm="layer")
+
+
+def test_resnet_has_the_parameters_of_sngan():
+    """SNGAN at 32x32 (tables 3 and 4: widths 256 and 128), counted from the tables."""
+    generator = ResNetGenerator(sample_size=32, out_channels=3, channels=256)
+    discriminator = ResNetDiscriminator(sample_size=32, in_channels=3, channels=128)
+
+    def conv(a, b, k):
+        return a * b * k * k + b
+
+    block = 2 * conv(256, 256, 3) + conv(256, 256, 1) + 4 * 256
+    expected = 128 * 4096 + 4096 + 3 * block + 2 * 256 + conv(256, 3, 3)
+    assert generator.num_parameters() == expected
+    first = conv(3, 128, 3) + conv(128, 128, 3) + conv(3, 128, 1)
+    rest = 6 * conv(128, 128, 3) + conv(128, 128, 1)
+    assert discriminator.num_parameters() == first + rest + 128 + 1
+
+
+def test_sagan_attends():
+    """With self-attention and spectral norm: starts as the same network without, then differs."""
+    options = {"sample_size": 16, "channels": 8, "attention_size": 8}
+    generator = ResNetGenerator(out_channels=3, latent_dim=6, spectral_norm=True, **options).eval()
+    discriminator = ResNetDiscriminator(in_channels=3, **options).eval()
+    z, images = torch.randn(2, 6), torch.randn(2, 3, 16, 16)
+    for model, x, attention in (
+        (generator, z, generator.attention[0]),
+        (discriminator, images, discriminator.blocks[1]),
+    ):
+        before = model(x)[0]
+        with torch.no_grad():
+            attention.gamma.fill_(1.0)
+        assert not torch.allclose(before, model(x)[0])
+    with pytest.raises(ValueError, match="attention_size 7: the feature maps are of"):
+        ResNetGenerator(sample_size=16, out_channels=1, attention_size=7)
+
+
+@pytest.mark.parametrize("name", ["dcgan", "resnet"])
+def test_auxiliary_and_code_heads(name):
+    _, cls, _, options = PAIRS[name]
+    model = cls(
+        sample_size=16,
+        in_channels=1,
+        num_class_embeds=3,
+        conditioning="auxiliary",
+        num_codes=5,
+        **options,
+    )
+    images = torch.randn(2, 1, 16, 16)
+    output = model(images, torch.tensor([0, 1]))
+    assert output.class_logits.shape == (2, 3) and output.codes.shape == (2, 5)
+    told = model.eval()(images, torch.tensor([0, 1])).logits
+    assert torch.equal(told, model(images, torch.tensor([2, 2])).logits)  # the label is not told
+    with pytest.raises(ValueError, match="conditioning 'acgan' is unknown"):
+        cls(sample_size=16, in_channels=1, conditioning="acgan", **options)
+
+
+def test_codes_are_uniform_and_decide():
+    z = torch.randn(5000, 12)
+    coded = code_latents(z, 10)
+    assert torch.equal(coded[:, 10:], z[:, 10:])
+    counts = coded[:, :10].sum(0)
+    assert counts.sum() == 5000 and (counts - 500).abs().max() < 100
+    generator = DCGANGenerator(8, 1, latent_dim=12, channels=8, categorical_codes=10).eval()
+    scaled = torch.cat([z[:4, :10] * 3, z[:4, 10:]], dim=1)  # the same argmax, the same image
+    assert torch.equal(generator(z[:4]).sample, generator(scaled).sample)

@@ -257,3 +257,44 @@ def test_weight_clip_and_top_k():
 def test_bad_settings(options):
     with pytest.raises(HfgenError, match=f"objective.{next(iter(options))}: must"):
         GAN(**options)
+
+
+def conditional(**options):
+    torch.manual_seed(0)
+    common = {"sample_size": 8, "norm": "group", "channels": 8}
+    generator = {key: options.pop(key) for key in ("categorical_codes",) if key in options}
+    classes = {"num_class_embeds": options.pop("classes", None)}
+    return {
+        "generator": DCGANGenerator(
+            out_channels=1, latent_dim=6, **common, **generator, **classes
+        ).double(),
+        "discriminator": DCGANDiscriminator(in_channels=1, **common, **options, **classes).double(),
+    }
+
+
+def test_auxiliary_classifier():
+    roles = conditional(classes=3, conditioning="auxiliary")
+    labels = torch.tensor([0, 1, 2, 0])
+    for side in ("discriminator", "generator"):
+        play = game(side, roles=roles)
+        play.batch = {**play.batch, "labels": labels}
+        images = play.real if side == "discriminator" else roles["generator"](play.z, labels).sample
+        logits = roles["discriminator"](images, labels).class_logits
+        expected = -logits.log_softmax(1)[range(4), labels]
+        torch.testing.assert_close(reg.AuxiliaryClassifier()(play), expected)
+    with pytest.raises(ValueError, match="conditioning: auxiliary"):
+        reg.AuxiliaryClassifier()(game("discriminator"))
+
+
+def test_mutual_information():
+    roles = conditional(categorical_codes=3, num_codes=4)
+    regularizer = reg.MutualInformation(continuous=1, continuous_weight=0.2)
+    for side in ("discriminator", "generator"):
+        play = game(side, roles=roles)
+        codes = roles["discriminator"](roles["generator"](play.z).sample).codes
+        target = play.z[:, :3].argmax(1)
+        expected = -codes[:, :3].log_softmax(1)[range(4), target]
+        expected = expected + 0.2 * 0.5 * (codes[:, 3] - play.z[:, 3]).square()
+        torch.testing.assert_close(regularizer(play), expected)
+    with pytest.raises(ValueError, match="num_codes: 3"):
+        reg.MutualInformation()(game("discriminator", roles=roles))

@@ -7,8 +7,11 @@ import math
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
+
+from hfgen.models.layers.spectral_norm import SNEmbedding, SNLinear
 
 BASES = (4, 5, 6, 7)
 
@@ -31,12 +34,93 @@ class DiscriminatorOutput(BaseOutput):
 
     Attributes:
         logits: [B], higher means "more real"; unbounded.
-        features: the last hidden representation [B, D], for feature matching and for heads on top
-            of it.
+        features: the last hidden representation [B, D].
+        class_logits: [B, num_class_embeds], where the discriminator classifies (``auxiliary``).
+        codes: [B, num_codes], where it predicts latent codes (InfoGAN).
     """
 
     logits: Tensor
     features: Tensor
+    class_logits: Tensor | None = None
+    codes: Tensor | None = None
+
+
+class ClassHead(nn.Module):
+    """How labels and latent codes enter a discriminator, on top of its features.
+
+    Args:
+        features: their number D.
+        num_class_embeds: number of classes; None for an unconditional discriminator.
+        conditioning: ``projection``: the logit gains <embedding(label), features> (Miyato & Koyama
+            2018, equation 3). ``auxiliary``: the label is not told; a linear map of the features
+            guesses it (Odena et al. 2017, AC-GAN).
+        num_codes: latent codes that a hidden layer and a linear map guess (Chen et al. 2016,
+            InfoGAN).
+        spectral: spectral normalisation of these layers.
+    """
+
+    def __init__(
+        self,
+        features: int,
+        num_class_embeds: int | None,
+        conditioning: str = "projection",
+        num_codes: int = 0,
+        spectral: bool = False,
+    ):
+        super().__init__()
+        if conditioning not in ("projection", "auxiliary"):
+            raise ValueError(
+                f"conditioning {conditioning!r} is unknown; valid: projection, auxiliary"
+            )
+        linear = SNLinear if spectral else nn.Linear
+        self.num_class_embeds = num_class_embeds
+        self.embedding = self.classifier = self.codes = None
+        if num_class_embeds is not None and conditioning == "projection":
+            cls = SNEmbedding if spectral else nn.Embedding
+            self.embedding = cls(num_class_embeds, features)
+            nn.init.normal_(self.embedding.weight, 0.0, 0.02)
+        elif num_class_embeds is not None:
+            self.classifier = linear(features, num_class_embeds)
+        if num_codes:
+            hidden = nn.Linear(features, 128)
+            self.codes = nn.Sequential(hidden, nn.LeakyReLU(0.1), nn.Linear(128, num_codes))
+
+    def forward(
+        self, logits: Tensor, features: Tensor, class_labels: Tensor | None
+    ) -> DiscriminatorOutput:
+        """``logits`` [B] and ``features`` [B, D] of images with ``class_labels`` [B]."""
+        check_labels(class_labels, self.num_class_embeds)
+        if self.embedding is not None:
+            logits = logits + (self.embedding(class_labels) * features).sum(1)
+        return DiscriminatorOutput(
+            logits=logits,
+            features=features,
+            class_logits=None if self.classifier is None else self.classifier(features),
+            codes=None if self.codes is None else self.codes(features),
+        )
+
+
+def stage_widths(channels: int | list[int], n: int) -> list[int]:
+    """One width for each of ``n`` stages, from the smallest resolution to the largest."""
+    widths = [channels] * n if isinstance(channels, int) else list(channels)
+    if len(widths) != n:
+        raise ValueError(f"channels {widths} must have {n} entries, from small to large")
+    for width in widths:
+        required("channels", width)
+    return widths
+
+
+def code_latents(z: Tensor, categorical_codes: int) -> Tensor:
+    """The first ``categorical_codes`` latents become the one-hot vector of their largest entry.
+
+    The argmax of K independent normal numbers is uniform over K: so a categorical code (Chen et al.
+    2016, InfoGAN) needs no latents other than the N(0, 1) that every generator takes.
+    """
+    if categorical_codes == 0:
+        return z
+    code, rest = z[:, :categorical_codes], z[:, categorical_codes:]
+    one_hot = F.one_hot(code.argmax(1), categorical_codes)
+    return torch.cat([one_hot.to(z.dtype), rest], dim=1)
 
 
 def stages(sample_size: int | None) -> tuple[int, int]:
