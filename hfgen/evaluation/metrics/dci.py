@@ -55,7 +55,9 @@ def _importances(
         raise HfgenError("dci: needs scikit-learn; pip install scikit-learn") from error
     columns, accuracies = [], []
     for factor in v.T:
-        forest = RandomForestClassifier(trees, random_state=seed).fit(z[:split], factor[:split])
+        # every split may choose any latent: else a useless one gets importance by lack of choice
+        forest = RandomForestClassifier(trees, max_features=None, random_state=seed)
+        forest.fit(z[:split], factor[:split])
         columns.append(forest.feature_importances_)
         accuracies.append(forest.score(z[split:], factor[split:]))
     return np.stack(columns, axis=1), float(np.mean(accuracies))
