@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from hfgen.data.config import DataConfig
 from hfgen.data.decode import UNREADABLE, Header, Layout, header
-from hfgen.data.tables import Table
+from hfgen.data.tables import STREAM_HELD_OUT, Table
 from hfgen.errors import HfgenError
 from hfgen.rng import BLOCK
 
@@ -79,7 +79,13 @@ def layout_of(headers: list[Header], config: DataConfig) -> Layout:
 def _layout(table: Table, config: DataConfig) -> Layout:
     if config.resolution is not None and config.channels is not None:
         return _square(config.resolution, config.channels, config)
-    headers = [found for found in _headers(table) if found is not None]
+    found = list(_headers(table))
+    if not found:
+        raise HfgenError(
+            f"data.path: {config.path!r} has no images to train on; where a stream has no split to "
+            f"validate on, its first {STREAM_HELD_OUT:,} are held out: set data.streaming: false"
+        )
+    headers = [header for header in found if header is not None]
     if not headers:
         raise HfgenError(f"data.path: no image of {config.path!r} can be read")
     return layout_of(headers, config)

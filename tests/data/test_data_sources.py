@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -107,3 +110,12 @@ def test_the_bundled_files_fit_the_wheel():
     assert (
         sum(file.stat().st_size for file in bundled_data.FOLDER.iterdir() if file.is_file()) < 6e6
     )
+
+
+def test_the_code_in_the_docs_runs():
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, flags=re.S)
+    assert len(blocks) == 1
+    names: dict = {}
+    exec(blocks[0], names)
+    assert names["batch"]["images"].shape == (16, 3, 32, 32)

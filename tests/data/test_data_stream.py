@@ -127,7 +127,7 @@ def test_the_batch_must_fit_the_data():
 
 @pytest.mark.parametrize("name", ["tensors", "mnist", "sprites", "stacked-mnist"])
 def test_drawing_leaves_the_source_as_it_is(name, config):
-    """Flips are made in place, so they must be made on a copy: of three channels, each on its own."""
+    """Flips are made in place, so they must be made on a copy, of each channel on its own."""
     settings = config(name, max_images=64, channels=3 if name == "sprites" else None)
     source = numbered(64) if name == "tensors" else load_source(settings)
     before = source.uint8(range(64)).clone()

@@ -150,6 +150,9 @@ def test_a_stream_says_what_it_cannot_do(shards, config):
         load_source(config(shards, streaming=True, binarize="static"))
     with pytest.raises(HfgenError, match="total_batch_size is 1300.*only 1200 images"):
         BatchStream(source, 1300, seed=0).rows(0, 1)
+    save_pictures(shards.parent / "few", 20)
+    with pytest.raises(HfgenError, match="no images to train on.*first 1,000 are held out"):
+        load_source(config(shards.parent / "few", streaming=True))
     with pytest.raises(HfgenError, match="data.label_column: 'n' is no ClassLabel column"):
         load_source(config(shards, streaming=True, label_column="n"))
 
