@@ -50,6 +50,8 @@ MODELS: dict[str, str] = {
     "R3GANDiscriminator": "hfgen.models.gan_r3gan:R3GANDiscriminator",
     "ResNetGenerator": "hfgen.models.gan_resnet:ResNetGenerator",
     "ResNetDiscriminator": "hfgen.models.gan_resnet:ResNetDiscriminator",
+    "StyleGAN2Generator": "hfgen.models.gan_stylegan2:StyleGAN2Generator",
+    "StyleGAN2Discriminator": "hfgen.models.gan_stylegan2:StyleGAN2Discriminator",
     "PixelTransformer": "hfgen.models.transformer_pixel:PixelTransformer",
 }
 """Components by class name, beside every model and scheduler class of diffusers."""

@@ -8,6 +8,7 @@ import torch
 from hfgen.models.gan_dcgan import DCGANDiscriminator, DCGANGenerator
 from hfgen.models.gan_r3gan import R3GANDiscriminator, R3GANGenerator
 from hfgen.models.gan_resnet import ResNetDiscriminator, ResNetGenerator
+from hfgen.models.gan_stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
 from hfgen.models.layers.gan import code_latents, stages
 
 PAIRS = {
@@ -22,6 +23,12 @@ PAIRS = {
         R3GANDiscriminator,
         {"channels": 16, "num_layers": 1, "latent_dim": 6},
         {"channels": 16, "num_layers": 1},
+    ),
+    "stylegan2": (
+        StyleGAN2Generator,
+        StyleGAN2Discriminator,
+        {"channels": 8, "latent_dim": 6, "style_dim": 8},
+        {"channels": 8},
     ),
     "resnet": (
         ResNetGenerator,
@@ -80,11 +87,11 @@ def test_label_changes_the_result(name):
 
 @pytest.mark.parametrize("name", PAIRS)
 def test_labels_must_fit_the_model(name):
-    for model, x in zip(make(name), (torch.randn(2, 6), torch.randn(2, 1, 16, 16)), strict=True):
+    for model, x in zip(make(name), (torch.randn(2, 6), torch.randn(4, 1, 16, 16)), strict=True):
         with pytest.raises(ValueError, match="unconditional"):
             model(x, torch.zeros(2, dtype=torch.int64))
     for model, x in zip(
-        make(name, classes=3), (torch.randn(2, 6), torch.randn(2, 1, 16, 16)), strict=True
+        make(name, classes=3), (torch.randn(2, 6), torch.randn(4, 1, 16, 16)), strict=True
     ):
         with pytest.raises(ValueError, match="3 classes"):
             model(x)

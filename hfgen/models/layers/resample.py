@@ -26,3 +26,15 @@ def downsample(x: Tensor) -> Tensor:
 def _up(x: Tensor, dim: int) -> Tensor:
     before = F.pad(x, (1, 0) if dim == 3 else (0, 0, 1, 0)).narrow(dim, 0, x.shape[dim])
     return torch.stack([(before + x) / 2, x], dim + 1).flatten(dim, dim + 1)
+
+
+def blur(x: Tensor, padding: int, gain: float = 1.0) -> Tensor:
+    """[1, 3, 3, 1] / 8 along both axes, with ``padding`` zeros on each side: sides change by 2
+    padding - 3.
+    """
+    x = F.pad(x, [padding] * 4)
+    for dim in (2, 3):
+        length = x.shape[dim] - 3
+        a, b, c, d = (x.narrow(dim, i, length) for i in range(4))
+        x = (a + d + 3 * (b + c)) / 8
+    return x if gain == 1 else x * gain
