@@ -14,6 +14,7 @@ from pathlib import Path
 from hfgen.errors import HfgenError
 from hfgen.hub.client import HubUnavailable
 from hfgen.hub.config import HubConfig
+from hfgen.hub.folder import record
 from hfgen.hub.push import Pushed, push
 
 
@@ -149,11 +150,8 @@ class RunPusher:
         return self.config.push_every_images or 1
 
     def _copy(self, folder: Path, checkpoint: Path) -> None:
-        for name in ("recipe.yaml", "metrics.json", "metrics.jsonl", "environment.json"):
-            if (self.run / name).is_file():
-                shutil.copy2(self.run / name, folder / name)
-        if (self.run / "README.md").is_file():
-            shutil.copy2(self.run / "README.md", folder / "README.md")
+        for path in record(self.run):
+            shutil.copy2(path, folder / path.name)
         if (self.run / "samples").is_dir():
             shutil.copytree(self.run / "samples", folder / "samples")
         if self.config.strategy == "checkpoint":

@@ -21,6 +21,7 @@ END = "<!-- hfgen:end -->"
 _GENERATED = re.compile(r"<!-- hfgen:begin.*?-->.*?<!-- hfgen:end -->", re.DOTALL)
 _PLACEHOLDER = "user/name"
 _MEASURED_BY = "hfgen evaluate"
+_SOFTWARE = ("hfgen", "torch", "diffusers", "accelerate")
 _HUB_DATASETS = {"mnist": "ylecun/mnist"}
 
 
@@ -127,7 +128,8 @@ def _eval_result(result: Result, facts: Facts) -> EvalResult:
         metric_args={
             "measured_by": _MEASURED_BY,
             "standard_error": result.standard_error,
-            **result.protocol,
+            "settings": result.settings,
+            "protocol": result.protocol,
         },
     )
 
@@ -270,10 +272,7 @@ def training_rows(facts: Facts) -> list[tuple[str, str]]:
         ("precision", str(training.get("mixed_precision", "")).replace("no", "float32")),
         ("time", _duration(last["seconds"]) if "seconds" in last else ""),
         ("hardware", str(machine.get("hardware", ""))),
-        (
-            "software",
-            ", ".join(f"{name} {version}" for name, version in machine.get("packages", {}).items()),
-        ),
+        ("software", ", ".join(f"{n} {machine[n]}" for n in _SOFTWARE if n in machine)),
     ]
     return [(name, text) for name, text in rows if text]
 
@@ -306,13 +305,10 @@ def _duration(seconds: float) -> str:
 
 
 def result_row(result: Result) -> dict[str, str]:
-    """Metric, value with error bar, and protocol as the table shows them."""
-    protocol = ", ".join(
-        f"{key} {value}"
-        for key, value in result.protocol.items()
-        if not isinstance(value, dict | list)
-    )
-    return {"metric": result.metric, "value": result.text, "protocol": protocol}
+    """Metric with its direction, value with error bar, and protocol as the table shows them."""
+    arrow = {"lower": " ↓", "higher": " ↑"}.get(result.better, "")
+    protocol = "; ".join(text for text in (result.settings, result.protocol) if text)
+    return {"metric": result.metric + arrow, "value": result.text, "protocol": protocol}
 
 
 def _parameter_rows(facts: Facts) -> list[dict[str, Any]]:

@@ -43,10 +43,7 @@ def packed_checkpoint(run: Path, wanted: bool) -> Iterator[dict[str, Path]]:
             path.name: path for path in newest.iterdir() if path.is_file() and path.name != STATES
         }
         files |= {name: Path(scratch) / name for name in _PACKED}
-        named = {f"checkpoints/{newest.name}/{name}": path for name, path in files.items()}
-        yield named | (
-            {"metrics.jsonl": run / "metrics.jsonl"} if (run / "metrics.jsonl").is_file() else {}
-        )
+        yield {f"checkpoints/{newest.name}/{name}": path for name, path in files.items()}
 
 
 def newest_checkpoint(run: Path) -> Path | None:

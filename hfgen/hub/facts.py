@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.errors import HfgenError
-from hfgen.hub.folder import Shared, check_pipeline, collect, components, parse_mapping, pictures
+from hfgen.hub.folder import (
+    Shared,
+    check_pipeline,
+    collect,
+    components,
+    metrics_file,
+    parse_mapping,
+    pictures,
+)
 
 TASK = "unconditional-image-generation"
 CAPTIONS = {
@@ -25,14 +33,18 @@ CAPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One number of ``metrics.json``: its error bar (None when unknown) and the protocol it was
-    measured by.
+    """One number of ``metrics.json``.
+
+    ``standard_error`` is None when unknown; ``settings`` are the metric's own constants and
+    ``protocol`` says on what and how it was measured, both in words.
     """
 
     metric: str
     value: float
-    standard_error: float | None
-    protocol: dict[str, Any]
+    standard_error: float | None = None
+    better: str = "lower"
+    settings: str = ""
+    protocol: str = ""
 
     @property
     def text(self) -> str:
@@ -101,7 +113,7 @@ def read_facts(folder: str | Path) -> Facts:
         recipe=parse_mapping(recipe.read_text(encoding="utf-8"), str(recipe))
         if recipe.is_file()
         else {},
-        results=read_results(base / "metrics.json"),
+        results=read_results(metrics_file(base)),
         last=_last_line(base / "metrics.jsonl"),
         environment=_read_json(base / "environment.json"),
         parameters={name: count_parameters(shared.pipeline / name) for name in components(index)},
@@ -110,21 +122,25 @@ def read_facts(folder: str | Path) -> Facts:
 
 def read_results(path: Path) -> list[Result]:
     """The numbers of a ``metrics.json``; none when there is no such file."""
-    entries = _read_json(path).get("results", [])
+    values = _read_json(path)
     try:
-        return [
-            Result(
-                metric=str(entry["metric"]),
-                value=float(entry["value"]),
-                standard_error=entry.get("standard_error"),
-                protocol=dict(entry.get("protocol") or {}),
-            )
-            for entry in entries
-        ]
-    except (KeyError, TypeError, ValueError) as error:
+        protocols = {key: about["summary"] for key, about in values.get("protocols", {}).items()}
+        return [_result(score, protocols) for score in values.get("scores", [])]
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise HfgenError(
             f"{path}: not written by hfgen evaluate ({error!r}); measure again"
         ) from None
+
+
+def _result(score: dict[str, Any], protocols: dict[str, str]) -> Result:
+    return Result(
+        metric=str(score["name"]),
+        value=float(score["value"]),
+        standard_error=score.get("standard_error"),
+        better=str(score.get("better", "lower")),
+        settings=str(score.get("settings", "")),
+        protocol=protocols[score["protocol"]] if score.get("protocol") else "",
+    )
 
 
 def count_parameters(folder: Path) -> int:

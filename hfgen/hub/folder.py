@@ -51,14 +51,23 @@ def collect(folder: str | Path) -> Shared:
     check_pipeline(pipeline)
     files = visible_files(pipeline)
     if run:
-        files |= {
-            name: run / name for name in ("recipe.yaml", "metrics.json") if (run / name).is_file()
-        }
+        files |= {path.name: path for path in record(run)}
         files |= {f"samples/{path.name}": path for path in pictures(run)}
-        files |= {"README.md": run / "README.md"} if (run / "README.md").is_file() else {}
     check_yaml(files)
     refuse_pickles(files, str(folder))
     return Shared(pipeline, run, files)
+
+
+def record(run: Path) -> list[Path]:
+    """What a run says of itself: recipe, numbers, machine, card; those files that it has."""
+    names = ("recipe.yaml", "metrics.jsonl", "environment.json", "README.md")
+    return [path for path in (*(run / n for n in names), metrics_file(run)) if path.is_file()]
+
+
+def metrics_file(run: Path) -> Path:
+    """Where ``hfgen evaluate`` leaves a run's numbers, or a repository keeps them."""
+    measured = run / "evaluation" / "metrics.json"
+    return measured if measured.is_file() else run / "metrics.json"
 
 
 # The pictures a card shows, in its order; other samples stay in the run.

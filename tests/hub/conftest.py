@@ -76,14 +76,19 @@ ema: {half_lives: [500]}
 hub: {license: apache-2.0}
 """
 METRICS = {
-    "results": [
+    "model": "runs/tiny-ddpm",
+    "scores": [
         {
-            "metric": "fd",
+            "name": "fd",
             "value": 12.3456,
             "standard_error": 0.21,
-            "protocol": {"backbone": "efficientnet-lite0", "num_images": 1000, "steps": 10},
+            "better": "lower",
+            "protocol": "0123456789abcdef",
+            "settings": "ddof 1",
         }
-    ]
+    ],
+    "protocols": {"0123456789abcdef": {"summary": "efficientnet-lite0, 1000 samples, 10 steps"}},
+    "warnings": [],
 }
 
 
@@ -95,7 +100,10 @@ def run_folder(stock_pipeline, tmp_path) -> Path:
     run = tmp_path / "runs" / "tiny-ddpm"
     shutil.copytree(stock_pipeline, run / "pipeline")
     (run / "recipe.yaml").write_text(RECIPE)
-    (run / "metrics.json").write_text(json.dumps(METRICS))
+    (run / "evaluation").mkdir()
+    (run / "evaluation" / "metrics.json").write_text(json.dumps(METRICS))
+    machine = {"hardware": "a CPU, 2 cores", "torch": "2.13.0", "commit": None}
+    (run / "environment.json").write_text(json.dumps(machine))
     lines = [
         {"step": 50, "images_seen": 500, "seconds": 4.0},
         {"step": 100, "images_seen": 1000, "seconds": 75.0},

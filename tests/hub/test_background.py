@@ -256,7 +256,9 @@ def test_a_run_goes_on_from_the_hub(hub, client, run_folder, tmp_path):
         target=str(tmp_path / "elsewhere"),
     )
     run = tmp_path / "elsewhere"
-    for name in ("recipe.yaml", "metrics.json", "metrics.jsonl", "pipeline/model_index.json"):
+    numbers = (run_folder / "evaluation" / "metrics.json").read_bytes()
+    assert (run / "metrics.json").read_bytes() == numbers
+    for name in ("recipe.yaml", "metrics.jsonl", "environment.json", "pipeline/model_index.json"):
         assert (run / name).read_bytes() == (run_folder / name).read_bytes()
     states = torch.load(run / "checkpoints/checkpoint-7/optimizers.pt", weights_only=True)
     assert torch.equal(states["exp_avg"], torch.arange(5.0))

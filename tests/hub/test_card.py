@@ -32,7 +32,8 @@ def test_metadata_as_the_hub_reads_it(run_folder):
     assert data["widget"] == [{"text": " ", "output": {"url": "samples/grid.png"}}]
     (result,) = card.data.eval_results
     assert (result.metric_type, result.metric_value) == ("fd", 12.3456)
-    assert result.metric_args["backbone"] == "efficientnet-lite0"
+    assert result.metric_args["protocol"] == "efficientnet-lite0, 1000 samples, 10 steps"
+    assert result.metric_args["standard_error"] == 0.21
 
 
 def test_everything_a_reader_asks_for(run_folder):
@@ -46,7 +47,8 @@ def test_everything_a_reader_asks_for(run_folder):
         "| data | mnist (train), 8×8 |",
         "| images seen | 1,000 |",
         "| time | 1 min 15 s |",
-        "| fd | 12.35 ± 0.21 | backbone efficientnet-lite0, num_images 1000, steps 10 |",
+        "| hardware | a CPU, 2 cores |",
+        "| fd ↓ | 12.35 ± 0.21 | ddof 1; efficientnet-lite0, 1000 samples, 10 steps |",
         "- `unet` (UNet2DModel): ",
         "The weights: apache-2.0.",
         "Denoising Diffusion Probabilistic Models",
@@ -79,9 +81,9 @@ def test_a_refresh_keeps_what_was_written_by_hand(run_folder):
     text = path.read_text().replace("license: apache-2.0", "license: mit\nlanguage: en")
     text = text.replace("tags:\n", "tags:\n- mine\n").replace(BEGIN, f"Above.\n\n{BEGIN}")
     path.write_text(text.replace(f"{END}", f"{END}\n\n## Notes\n\nBelow.\n").replace("±", "+-"))
-    numbers = json.loads((run_folder / "metrics.json").read_text())
-    numbers["results"][0]["value"] = 9.0
-    (run_folder / "metrics.json").write_text(json.dumps(numbers))
+    numbers = json.loads((run_folder / "evaluation" / "metrics.json").read_text())
+    numbers["scores"][0]["value"] = 9.0
+    (run_folder / "evaluation" / "metrics.json").write_text(json.dumps(numbers))
     text = write_card(run_folder, repo_id="user/tiny").read_text()
     assert "Above." in text and "## Notes\n\nBelow." in text
     assert "9.00 ± 0.21" in text and "12.35" not in text
@@ -124,7 +126,7 @@ def test_words_written_on_the_hub_survive_a_push(hub, client, run_folder):
         BEGIN.encode(), b"Written on the website.\n\n" + BEGIN.encode()
     )
     hub.put("user/web", files | {"README.md": edited})
-    (run_folder / "metrics.json").write_text('{"results": []}')
+    (run_folder / "evaluation" / "metrics.json").write_text('{"scores": []}')
     client.run(push, folder=str(run_folder))
     text = hub.files("user/web")["README.md"].decode()
     assert "Written on the website." in text and "12.35" not in text
@@ -162,7 +164,7 @@ def test_a_bare_pipeline_has_a_card_too(stock_pipeline, tmp_path):
     ],
 )
 def test_digits_follow_the_error_bar(value, error, text):
-    assert Result(metric="m", value=value, standard_error=error, protocol={}).text == text
+    assert Result(metric="m", value=value, standard_error=error).text == text
 
 
 @pytest.mark.parametrize(
@@ -171,8 +173,12 @@ def test_digits_follow_the_error_bar(value, error, text):
         ("README.md", "---\nlicense: [\n---\n", "is not valid YAML"),
         ("README.md", "---\n- a\n---\n", "expected a YAML mapping"),
         ("recipe.yaml", "name: [", "is not valid YAML"),
-        ("metrics.json", "{", "not valid JSON"),
-        ("metrics.json", '{"results": [{"metric": "fd"}]}', "not written by hfgen evaluate"),
+        ("evaluation/metrics.json", "{", "not valid JSON"),
+        (
+            "evaluation/metrics.json",
+            '{"scores": [{"name": "fd"}]}',
+            "not written by hfgen evaluate",
+        ),
     ],
 )
 def test_broken_files_are_named(run_folder, name, content, said):

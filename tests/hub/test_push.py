@@ -109,7 +109,7 @@ def test_files_of_an_earlier_push_go_and_foreign_ones_stay(hub, client, run_fold
         "vae_pipeline__0123abcd.py": b"old",
     }
     hub.put("user/replace", old | foreign | stale)
-    (run_folder / "metrics.json").write_text('{"results": []}')
+    (run_folder / "evaluation" / "metrics.json").write_text('{"scores": []}')
     push(client, run_folder, "user/replace")
     files = hub.files("user/replace")
     assert set(foreign) <= set(files)
@@ -267,7 +267,7 @@ def test_nothing_is_sent_when_the_folder_is_wrong(hub, client, run_folder, tmp_p
         "is not valid YAML": lambda: _with(run_folder, "README.md", "---\nlicense: [\n---\n"),
         "never closed": lambda: _with(run_folder, "README.md", "---\nlicense: mit\n"),
         "not written by hfgen evaluate": lambda: _with(
-            run_folder, "metrics.json", '{"results": [{}]}'
+            run_folder, "evaluation/metrics.json", '{"scores": [{}]}'
         ),
         "newer": lambda: _newer(pipeline),
     }
