@@ -28,6 +28,7 @@ class DataConfig:
         image_column: by default the only column of images.
         label_column: by default the only ``ClassLabel`` column, or else integers named label,
             labels, class or cls.
+            Text makes classes as well; ``none`` leaves labels out.
         caption_column: by default a text column named caption, captions, text, txt or prompt.
         class_conditional: whether models are told the class; the number of classes then follows
             the data.

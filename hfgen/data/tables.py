@@ -137,7 +137,10 @@ def _commit(location: Location, config: DataConfig) -> str:
     """The commit that ``revision`` stands for on the Hub."""
     from huggingface_hub import HfApi
 
-    return str(HfApi().dataset_info(location.path, revision=config.revision).sha)
+    try:
+        return str(HfApi().dataset_info(location.path, revision=config.revision).sha)
+    except (OSError, ValueError) as error:
+        raise _one_line(location, config, error) from error
 
 
 def _split_names(splits: dict, config: DataConfig) -> tuple[str, str | None]:
