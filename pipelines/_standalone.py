@@ -49,11 +49,17 @@ def meaning(code: str) -> str:
 def _essence(value: Any) -> Any:
     if isinstance(value, list):
         return [_essence(item) for item in value if not _is_text(item)]
+    if isinstance(value, ast.JoinedStr):  # Python 3.12 leaves empty strings in it
+        return ("JoinedStr", [_essence(part) for part in value.values if not _is_empty(part)])
     if not isinstance(value, ast.AST):
         return repr(value)
     fields = [(name, _essence(part)) for name, part in ast.iter_fields(value) if part is not None]
     kept = [field for field in fields if field[0] not in ("ctx", "kind") and field[1] != []]
     return (type(value).__name__, kept)
+
+
+def _is_empty(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and node.value == ""
 
 
 def _is_text(node: Any) -> bool:

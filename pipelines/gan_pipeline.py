@@ -45,7 +45,7 @@ class GANPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
     @property
     def num_classes(self) -> int | None:
         """Number of classes that the model is conditioned on, if any."""
-        return self.generator.config["num_class_embeds"]
+        return self.generator.config.get("num_class_embeds")
 
     @torch.no_grad()
     def __call__(

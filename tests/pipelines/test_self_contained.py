@@ -16,6 +16,7 @@ from diffusers import AutoencoderKL
 from hub_client import ClientError, client_environment
 from safetensors.torch import load_file
 
+from hfgen.pipelines._self_contained import export_name
 from hfgen.pipelines.gan_pipeline import GANPipeline
 from hfgen.pipelines.vae_pipeline import VAEPipeline
 
@@ -253,21 +254,24 @@ assert np.array_equal(draw(load(f"{folder}/again")), draw(theirs))
     )
 
 
-def edit_decoder(folder: Path) -> None:
-    """Give a saved pipeline a decoder of the opposite sign, as a later version of it would be."""
+def edit_decoder(folder: Path, name: str | None = None) -> None:
+    """Give a saved pipeline a decoder of the opposite sign, as a later version of it would be.
+
+    Its file is named as an export would name it, unless a ``name`` is given.
+    """
     index = json.loads((folder / "model_index.json").read_text())
     old = folder / "vae" / f"{index['vae'][0]}.py"
     code = old.read_text().replace("DecoderOutput(sample=sample)", "DecoderOutput(sample=-sample)")
     assert code != old.read_text()
-    index["vae"][0] = "vae_mlp__0123abcd"
+    index["vae"][0] = name or export_name("vae_mlp", code)
     old.unlink()
-    (folder / "vae" / "vae_mlp__0123abcd.py").write_text(code)
+    (folder / "vae" / f"{index['vae'][0]}.py").write_text(code)
     (folder / "model_index.json").write_text(json.dumps(index))
 
 
 def test_installed_code_is_used_only_where_it_is_the_same(vae_pipeline, tmp_path):
     vae_pipeline.save_pretrained(tmp_path)
-    edit_decoder(tmp_path)
+    edit_decoder(tmp_path, name="vae_mlp__0123abcd")
     with pytest.raises(ValueError) as caught:
         VAEPipeline.from_pretrained(tmp_path)
     said = str(caught.value)

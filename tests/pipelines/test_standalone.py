@@ -191,6 +191,27 @@ def test_names_hash_what_is_run(one, other, same):
     assert (meaning(one) == meaning(other)) is same
 
 
+GRAMMAR = '''
+from __future__ import annotations
+import dataclasses
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class A:
+    """Doc."""
+    x: int | None = None
+    y: dict[str, list[int]] = dataclasses.field(default_factory=dict)
+    def f(self, *args: int, z: float = 1e-3, **kwargs) -> str:
+        return f"{self.x!r:>{args[0]}} {z=} {'a' 'b'}" "c" f"{kwargs}"
+async def g(n, /, m=..., *, k=-1):
+    with open(n) as file, open(m): yield [i async for i in file if (j := i)], not k
+lambda x: x[1:2, ...] @ {**x} if x else b"z"
+'''
+
+
+def test_names_do_not_depend_on_the_version_of_python():
+    """The digest was found alike on Python 3.11, 3.12 and 3.13."""
+    assert export_name("made.sample", GRAMMAR) == "sample__3110e86c"
+
+
 @pytest.mark.parametrize("module", MODULES)
 def test_shipped_modules_stand_alone(module):
     code = standalone(module)
