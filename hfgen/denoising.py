@@ -17,8 +17,6 @@ from typing import Any
 import torch
 from diffusers import (
     CMStochasticIterativeScheduler,
-    EDMDPMSolverMultistepScheduler,
-    EDMEulerScheduler,
     FlowMapEulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FlowMatchHeunDiscreteScheduler,
@@ -396,7 +394,8 @@ _FLOW = (
     FlowMatchHeunDiscreteScheduler,
     FlowMapEulerDiscreteScheduler,
 )
-_EDM = (EDMEulerScheduler, EDMDPMSolverMultistepScheduler)
+# Ours by name, since an exported file brings its own copy of the class.
+_EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "EDMHeunScheduler")
 
 
 def parameterisation(scheduler) -> Parameterisation:
@@ -409,7 +408,7 @@ def parameterisation(scheduler) -> Parameterisation:
     config, name = scheduler.config, type(scheduler).__name__
     if isinstance(scheduler, _FLOW):
         return Parameterisation(LinearPath(config.num_train_timesteps), Flow())
-    if isinstance(scheduler, _EDM):
+    if name in _EDM:
         sign = -1 if config.prediction_type == "v_prediction" else 1
         path = EDMPath(config.sigma_min, config.sigma_max, config.sigma_data)
         return Parameterisation(path, EDMPrecondition(config.sigma_data, sign))

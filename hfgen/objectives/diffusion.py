@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hfgen.denoising import Parameterisation, parameterisation, run_network
 from hfgen.errors import HfgenError
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
+from hfgen.objectives.diffusion_couplings import Coupling, IndependentCoupling
 from hfgen.objectives.diffusion_times import TimeSampler, UniformTime
 from hfgen.objectives.diffusion_weightings import UniformWeight, Weighting
 from hfgen.rng import Rng
@@ -33,6 +34,7 @@ class Diffusion(Objective):
         network: the role that is trained: ``unet``, or ``transformer`` for a DiT.
         time: which noise levels are trained on.
         weighting: how much each level's error counts.
+        coupling: which noise goes with which image.
         label_dropout: share of the labels that is replaced by the null label, for classifier-free
             guidance (Ho & Salimans 2022). The null label is the network's last class: set
             ``num_class_embeds`` to classes + 1.
@@ -41,6 +43,7 @@ class Diffusion(Objective):
     network: str = "unet"
     time: TimeSampler = field(default_factory=UniformTime)
     weighting: Weighting = field(default_factory=UniformWeight)
+    coupling: Coupling = field(default_factory=IndependentCoupling)
     label_dropout: float = 0.0
 
     def __post_init__(self) -> None:
@@ -56,7 +59,7 @@ class Diffusion(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         param = scheduler_parameterisation(models)
         x, network = batch["images"], models[self.network]
-        noise = rng.randn("noise", x.shape)
+        noise = self.coupling.pair(x, rng.randn("noise", x.shape), batch.get("labels"))
         t = self.time.sample(rng, len(x), param.path)
         labels = class_labels(network, batch, rng, self.label_dropout)
         output = predict(network, param, param.path.add_noise(x, noise, t), t, labels)
