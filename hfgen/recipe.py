@@ -53,6 +53,7 @@ MODELS: dict[str, str] = {
     "StyleGAN2Generator": "hfgen.models.gan_stylegan2:StyleGAN2Generator",
     "StyleGAN2Discriminator": "hfgen.models.gan_stylegan2:StyleGAN2Discriminator",
     "PixelTransformer": "hfgen.models.transformer_pixel:PixelTransformer",
+    "EDMHeunScheduler": "hfgen.models.scheduler_edm_heun:EDMHeunScheduler",
 }
 """Components by class name, beside every model and scheduler class of diffusers."""
 
@@ -85,6 +86,7 @@ OBJECTIVES: dict[str, str] = {
 def choices() -> Choices:
     """Tables for every abstract part of a recipe."""
     from hfgen.likelihoods import LIKELIHOODS, Likelihood
+    from hfgen.objectives.diffusion_couplings import COUPLINGS, Coupling
     from hfgen.objectives.diffusion_times import TIME_SAMPLERS, TimeSampler
     from hfgen.objectives.diffusion_weightings import WEIGHTINGS, Weighting
     from hfgen.objectives.flow import FLOW_MAP_TARGETS, FlowMapTarget
@@ -98,6 +100,7 @@ def choices() -> Choices:
         TimeSampler: TIME_SAMPLERS,
         Weighting: WEIGHTINGS,
         FlowMapTarget: FLOW_MAP_TARGETS,
+        Coupling: COUPLINGS,
         Penalty: PENALTIES,
         Regularizer: REGULARIZERS,
         Augmentation: AUGMENTATIONS,
