@@ -13,6 +13,7 @@ from hfgen.models.layers.conditioning import one_hot_labels
 from hfgen.models.layers.conv import DownBlock, UpBlock, group_norm
 from hfgen.models.layers.posterior import Posterior, VAEOutput
 from hfgen.models.layers.posterior_families import build_posterior
+from hfgen.models.layers.scale import scale_head
 
 
 class ConvVAE(ModelMixin, ConfigMixin):
@@ -33,6 +34,8 @@ class ConvVAE(ModelMixin, ConfigMixin):
         latent_dim: length of the latent.
         posterior: its ``type`` ("gaussian", "planar", "radial", "iaf", "vmf") and options; a
             diagonal Gaussian by default.
+        shared_scale: the second half of the decoder's channels is one learned value each
+            (sigma-VAE), rather than predicted per pixel.
         num_class_embeds: number of classes; labels join the image as constant planes and the latent
             as one-hot vectors.
     """
@@ -49,6 +52,7 @@ class ConvVAE(ModelMixin, ConfigMixin):
         layers_per_block: int = 1,
         latent_dim: int = 32,
         posterior: dict | None = None,
+        shared_scale: bool = False,
         num_class_embeds: int | None = None,
     ):
         super().__init__()
@@ -74,7 +78,8 @@ class ConvVAE(ModelMixin, ConfigMixin):
         self.to_features = nn.Sequential(group_norm(widths[-1]), nn.SiLU(), nn.Flatten())
         self.to_posterior = nn.Linear(features, latent_dim + self.head.spread_size)
         self.from_latent = nn.Linear(latent_dim + classes, features)
-        ends = [out_channels or in_channels, *widths[1:]]
+        predicted, self.scale = scale_head(shared_scale, out_channels or in_channels)
+        ends = [predicted, *widths[1:]]
         self.up_blocks = nn.ModuleList(
             [UpBlock(ends[i + 1], ends[i], layers_per_block, sizes[i]) for i in reversed(levels)]
         )
@@ -120,6 +125,7 @@ class ConvVAE(ModelMixin, ConfigMixin):
         h = self.from_latent(torch.cat([z, labels], dim=1)).unflatten(1, self.inner_shape)
         for block in self.up_blocks:
             h = self._run(block, h)
+        h = self.scale(h)
         return DecoderOutput(sample=h) if return_dict else (h,)
 
     def forward(

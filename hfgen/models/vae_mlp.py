@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hfgen.models.layers.conditioning import one_hot_labels
 from hfgen.models.layers.posterior import Posterior, VAEOutput
 from hfgen.models.layers.posterior_families import build_posterior
+from hfgen.models.layers.scale import scale_head
 
 
 class MLPVAE(ModelMixin, ConfigMixin):
@@ -34,6 +35,8 @@ class MLPVAE(ModelMixin, ConfigMixin):
         logits: the decoder's output is logits (true), or goes through a sigmoid (false).
         posterior: its ``type`` ("gaussian", "planar", "radial", "iaf", "vmf") and options; a
             diagonal Gaussian by default.
+        shared_scale: the second half of the decoder's channels is one learned value each
+            (sigma-VAE), rather than predicted per pixel.
         num_class_embeds: number of classes; labels join the input and the latent as one-hot
             vectors.
     """
@@ -50,6 +53,7 @@ class MLPVAE(ModelMixin, ConfigMixin):
         act_fn: str = "relu",
         logits: bool = True,
         posterior: dict | None = None,
+        shared_scale: bool = False,
         num_class_embeds: int | None = None,
     ):
         super().__init__()
@@ -60,7 +64,8 @@ class MLPVAE(ModelMixin, ConfigMixin):
         if act_fn not in ("relu", "tanh"):
             raise ValueError(f"MLPVAE: act_fn must be 'relu' or 'tanh', got {act_fn!r}")
         self.act = nn.ReLU() if act_fn == "relu" else nn.Tanh()
-        self.out_shape = (out_channels or in_channels, sample_size, sample_size)
+        predicted, self.scale = scale_head(shared_scale, out_channels or in_channels)
+        self.out_shape = (predicted, sample_size, sample_size)
         classes, pixels = num_class_embeds or 0, sample_size**2
         self.fc1 = nn.Linear(in_channels * pixels + classes, hidden_size)
         self.fc21 = nn.Linear(hidden_size, latent_dim)
@@ -106,7 +111,7 @@ class MLPVAE(ModelMixin, ConfigMixin):
         labels = one_hot_labels(class_labels, self.config["num_class_embeds"], len(z), z)
         h = self.decoder_layers(self.act(self.fc3(torch.cat([z, labels], dim=1))))
         sample = self.fc4(h).unflatten(1, self.out_shape)
-        sample = sample if self.config["logits"] else F.sigmoid(sample)
+        sample = self.scale(sample if self.config["logits"] else F.sigmoid(sample))
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def forward(

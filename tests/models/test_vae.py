@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from hfgen.likelihoods import Gaussian
 from hfgen.models.vae_conv import ConvVAE
 from hfgen.models.vae_mlp import MLPVAE
 
@@ -120,3 +121,26 @@ def test_impossible_sizes_are_named():
         MLPVAE(hidden_size=0)
     with pytest.raises(ValueError, match="too small to halve 3 times"):
         ConvVAE(sample_size=4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_shared_scale_learns_the_root_mean_square_error(kind):
+    vae = tiny(kind, sample_size=8, out_channels=2, shared_scale=True)
+    likelihood = Gaussian(std=None, min_std=1e-6)
+    x = torch.rand(16, 1, 8, 8) * 2 - 1
+    params = vae.decode(vae.encode(x).latent_dist.mode()).sample
+    assert params.shape == (16, 2, 8, 8) and len(params[:, 1].unique()) == 1
+    location = params[:, :1].detach()
+    optimizer = torch.optim.Adam(vae.scale.parameters(), lr=0.05)
+    for _ in range(200):
+        loss = -likelihood.log_prob(x, vae.scale(location)).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    optimal = (x - location).square().mean().sqrt()  # Rybkin et al. 2021, eq. 4
+    torch.testing.assert_close(vae.scale.log_scale.exp()[0], optimal, atol=1e-3, rtol=1e-2)
+
+
+def test_shared_scale_needs_room_for_scales():
+    with pytest.raises(ValueError, match="out_channels must be even .* got 1"):
+        tiny("mlp", shared_scale=True)
