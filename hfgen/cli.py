@@ -54,6 +54,8 @@ def build_parser() -> argparse.ArgumentParser:
         )
     )
     _command(commands, "recipes", _recipes, "list the bundled recipes")
+    text = "write a run's pipeline anew from one of its checkpoints"
+    _export_parser(_command(commands, "export", _export, text))
     _evaluation_parsers(commands)
     _hub_parsers(commands)
     _fit_prior_parser(
@@ -83,6 +85,12 @@ def _hub_parsers(commands: Any) -> None:
         ("demo", command.run_demo, command.add_demo_arguments, "serve the demo on this machine"),
     ):
         add(_command(commands, name, run, text))
+
+
+def _export_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="a run's folder")
+    parser.add_argument("--checkpoint", default="latest", metavar="latest|best|PATH")
+    parser.add_argument("--ema", type=int, default=0, help="which average (default: the first)")
 
 
 def _fit_prior_parser(parser: argparse.ArgumentParser) -> None:
@@ -194,6 +202,13 @@ def _sample(options: argparse.Namespace, _: list[str]) -> int:
         guidance_scale=options.guidance_scale,
     )
     print(path)
+    return 0
+
+
+def _export(options: argparse.Namespace, _: list[str]) -> int:
+    from hfgen.run import export_checkpoint
+
+    print(f"pipeline: {export_checkpoint(options.run, options.checkpoint, options.ema)}")
     return 0
 
 

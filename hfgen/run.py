@@ -74,10 +74,7 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
     )
     try:
         _check_accelerator(accelerator)
-        if accelerator.is_main_process:
-            _open_folder(recipe, overwrite)
-            _write_environment(recipe.folder, accelerator.num_processes)
-        accelerator.wait_for_everyone()
+        _check_folder(recipe, overwrite)
         return _train(recipe, accelerator)
     finally:
         accelerator.free_memory()
@@ -108,6 +105,17 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         source = load_source(recipe.data, split="train")
     torch.manual_seed(config.seed)
     components = build_components(recipe, source.spec)
+    stream = BatchStream(
+        source,
+        config.total_batch_size,
+        seed=config.seed,
+        random_flip=recipe.data.random_flip,
+        binarize=recipe.data.binarize,
+    )
+    accelerator.wait_for_everyone()  # all have seen the folder as it was
+    if accelerator.is_main_process:
+        _open_folder(recipe, accelerator.num_processes)
+    accelerator.wait_for_everyone()
 
     def pipeline(models: Mapping[str, Any]) -> Any:
         return build_pipeline(recipe, {**components, **models})
@@ -130,13 +138,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         objective=recipe.objective,
         models=components,
         exported=exported_roles(recipe),
-        stream=BatchStream(
-            source,
-            config.total_batch_size,
-            seed=config.seed,
-            random_flip=recipe.data.random_flip,
-            binarize=recipe.data.binarize,
-        ),
+        stream=stream,
         training=config,
         optimizer=recipe.optimizer,
         ema=recipe.ema,
@@ -221,30 +223,33 @@ def _check_accelerator(accelerator: Any) -> None:
         )
 
 
-def _open_folder(recipe: Recipe, overwrite: bool) -> None:
+def _check_folder(recipe: Recipe, overwrite: bool) -> None:
+    """HfgenError where the output folder holds a run that is neither resumed nor to be replaced."""
     folder = recipe.folder
     resuming = recipe.training.resume_from_checkpoint is not None
-    if folder.exists() and any(folder.iterdir()) and not resuming:
-        if not overwrite:
-            raise HfgenError(
-                f"output_dir: {folder} already holds a run; use --resume latest, --overwrite or --output_dir OTHER"
-            )
-        if not (folder / "recipe.yaml").is_file():
-            raise HfgenError(
-                f"output_dir: {folder} is not a run (no recipe.yaml), so --overwrite will not delete it"
-            )
-        shutil.rmtree(folder)
+    if resuming or not folder.exists() or not (folder.is_file() or any(folder.iterdir())):
+        return
+    if not overwrite:
+        raise HfgenError(
+            f"output_dir: {folder} already holds a run; use --resume latest, --overwrite or --output_dir OTHER"
+        )
+    if not (folder / "recipe.yaml").is_file():
+        raise HfgenError(
+            f"output_dir: {folder} is not a run (no recipe.yaml), so --overwrite will not delete it"
+        )
+
+
+def _open_folder(recipe: Recipe, num_processes: int) -> None:
+    """Make the run's folder, once everything else has been found to be in order."""
+    folder = recipe.folder
     try:
+        if folder.exists() and recipe.training.resume_from_checkpoint is None:
+            shutil.rmtree(folder)
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         (folder / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
+        (folder / "environment.json").write_text(json.dumps(describe(num_processes), indent=1))
     except OSError as error:
         raise HfgenError(f"output_dir: {folder} cannot be written: {error.strerror}") from None
-
-
-def _write_environment(folder: Path, num_processes: int) -> None:
-    (folder / "environment.json").write_text(
-        json.dumps(describe(num_processes), indent=1), encoding="utf-8"
-    )
 
 
 def _check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
@@ -267,17 +272,61 @@ def read_plain(recipe: Recipe) -> dict[str, Any]:
     return parse_yaml(recipe.to_yaml(), "recipe")
 
 
+def export_checkpoint(folder: str, checkpoint: str = "latest", ema: int = 0) -> Path:
+    """Write a run's ``pipeline`` anew from one of its checkpoints, with the code that is installed now.
+
+    Args:
+        folder: the run's folder.
+        checkpoint: "latest", "best" (by ``training.best_metric``) or a checkpoint's folder.
+        ema: which of the averages to take, by its place in ``ema.half_lives``.
+    Raises:
+        HfgenError: not a run, no such checkpoint, no such average.
+    """
+    from hfgen.build import build_components, build_pipeline, exported_roles
+    from hfgen.data import load_source
+    from hfgen.training.checkpoints import Checkpoints, load_module
+
+    recipe = _recipe_of(folder)
+    if recipe.ema.half_lives and not 0 <= ema < len(recipe.ema.half_lives):
+        raise HfgenError(
+            f"--ema: {ema} is none of the {len(recipe.ema.half_lives)} averages of {folder}, counted from 0"
+        )
+    checkpoints = Checkpoints(Path(folder) / "checkpoints", None)
+    best = checkpoints.best()
+    if checkpoint == "best" and best is None:
+        raise HfgenError(
+            f"--checkpoint best: {folder} was not evaluated while it trained; set training.evaluate_every"
+        )
+    source = (
+        checkpoints.folder / best["checkpoint"]
+        if checkpoint == "best" and best
+        else checkpoints.resolve(checkpoint)
+    )
+    components = build_components(recipe, load_source(recipe.data, split="train").spec)
+    for role in {role for phase in recipe.objective.phases for role in phase.trains}:
+        averaged = recipe.ema.half_lives and role in exported_roles(recipe)
+        load_module(
+            source / f"{f'ema{ema}-' if averaged else ''}{role}.safetensors", components[role]
+        )
+    target = Path(folder) / "pipeline"
+    export(build_pipeline(recipe, components), recipe, target)
+    return target
+
+
+def _recipe_of(folder: str) -> Recipe:
+    file = Path(folder) / "recipe.yaml"
+    if not file.is_file():
+        raise HfgenError(f"{folder}: not a run (no recipe.yaml)")
+    return recipes.decode(recipes.read(file), lambda key: str(file))
+
+
 def fit_prior_of_run(folder: str, kind: str, **options: Any) -> Path:
     """Fit a prior to the latents of a run's autoencoder and export the pipeline with it; its folder."""
     from hfgen.data import load_source
     from hfgen.fit_prior import fit_prior
     from hfgen.hub.load import load
 
-    if not (Path(folder) / "recipe.yaml").is_file():
-        raise HfgenError(f"fit-prior: {folder} is not a run (no recipe.yaml)")
-    recipe = recipes.decode(
-        recipes.read(Path(folder) / "recipe.yaml"), lambda key: f"{folder}/recipe.yaml"
-    )
+    recipe = _recipe_of(folder)
     pipeline = load(folder)
     if "prior" not in pipeline.components:
         raise HfgenError(f"fit-prior: {type(pipeline).__name__} takes no prior; valid: VAEPipeline")

@@ -1,0 +1,135 @@
+"""Measure exported runs by one protocol, and write what the tables of the documentation are made of.
+
+    python scripts/measure.py mnist-vae mnist-dcgan        # after `hfgen train` of each
+
+For each run: ``docs/results/NAME.json`` (scores with error bars and protocol, baselines, recipe hash, commit, images
+seen, seconds, hardware) and ``docs/images/NAME.png``. Nothing in those files is typed by hand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfgen import recipe as recipes
+from hfgen.build import build_components, build_pipeline, pipeline_class
+from hfgen.data import load_source
+from hfgen.environment import commit
+from hfgen.evaluation import evaluate
+from hfgen.evaluation.baselines import PixelGaussian, RepeatedImages
+from hfgen.hub.load import load
+from hfgen.samples import accepted, save_samples
+
+DOCS = Path(__file__).parents[1] / "docs"
+NUM_IMAGES = 1000
+SAMPLING_STEPS = 50  # of diffusion samplers: what two cores can draw
+METRICS = ("fd", "kd", "precision_recall", "density_coverage", "vendi")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("names", nargs="+", help="recipes with a finished run in runs/")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    options = parser.parse_args()
+    for name in options.names:
+        measure(options.runs / name, name)
+
+
+def measure(run: Path, name: str) -> None:
+    """One run: scores of its exported pipeline, of its untrained network and of the data's baselines."""
+    recipe = recipes.decode(recipes.read(run / "recipe.yaml"), lambda key: str(run / "recipe.yaml"))
+    train = load_source(recipe.data, split="train")
+    validation = load_source(recipe.data, split="validation")
+    call = accepted(pipeline_class(recipe.pipeline), num_inference_steps=SAMPLING_STEPS)
+    settings: dict[str, Any] = {"data": train, "num_images": NUM_IMAGES, "progress": False}
+    pipeline = load(run)
+    density = (
+        ("likelihood", "reconstruction")
+        if hasattr(pipeline, "vae") and hasattr(pipeline, "likelihood")
+        else ()
+    )
+    results = evaluate(
+        pipeline,
+        heldout=validation,
+        metrics=(*METRICS, *density),
+        call=call,
+        ema=bool(recipe.ema.half_lives),
+        **settings,
+    )
+    torch.manual_seed(recipe.training.seed)
+    untrained = build_pipeline(recipe, build_components(recipe, train.spec))
+    written = {
+        "recipe": name,
+        "recipe_hash": recipes.digest(recipe),
+        "family": recipe.family,
+        "data": recipe.data.path,
+        **trained(run),
+        "measured_at_commit": commit(),
+        "scores": scores(results),
+        "baselines": {
+            "untrained network": scores(
+                evaluate(untrained, metrics=METRICS, call=call, **settings)
+            ),
+            **data_baselines(recipe, train, settings),
+        },
+    }
+    (DOCS / "results").mkdir(parents=True, exist_ok=True)
+    (DOCS / "results" / f"{name}.json").write_text(json.dumps(written, indent=1) + "\n")
+    save_samples(pipeline, DOCS / "images" / f"{name}.png", 64, seed=0, **call)
+    print(f"{name}: " + "  ".join(f"{s['name']} {s['value']:.4g}" for s in written["scores"]))
+
+
+def trained(run: Path) -> dict[str, Any]:
+    """What the run's own files say of its training."""
+    last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
+    environment = json.loads((run / "environment.json").read_text())
+    return {
+        "images_seen": last["images_seen"],
+        "seconds": round(last["seconds"]),
+        "images_per_second": round(last["images_seen"] / last["seconds"]),
+        "hardware": environment["hardware"],
+        "threads": environment["threads"],
+        "trained_at_commit": environment["commit"],
+    }
+
+
+def data_baselines(recipe: Any, train: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    """Scores of images that need no model; measured once for a data set."""
+    cache = DOCS / "results" / "baselines" / f"{Path(recipe.data.path).name}.json"
+    if cache.exists():
+        return json.loads(cache.read_text())
+    found = {
+        "per-pixel Gaussian": PixelGaussian(train, NUM_IMAGES),
+        "10 training images repeated": RepeatedImages(train, NUM_IMAGES, distinct=10),
+    }
+    measured = {
+        what: scores(evaluate(images=images, metrics=METRICS, **settings))
+        for what, images in found.items()
+    }
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    cache.write_text(json.dumps(measured, indent=1) + "\n")
+    return measured
+
+
+def scores(results: Any) -> list[dict[str, Any]]:
+    """Name, value, error and protocol of each score."""
+    return [
+        {
+            "name": score.name,
+            "value": score.value,
+            "standard_error": score.standard_error,
+            "settings": score.settings,
+            "protocol": score.protocol,
+        }
+        for score in results.scores
+    ]
+
+
+if __name__ == "__main__":
+    main()
