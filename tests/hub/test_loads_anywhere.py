@@ -3,13 +3,15 @@ and loaded again, always with the same images."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from hub_client import QUICK
+from hub_client import QUICK, client_environment
 
 import hfgen.hub
-from hfgen.recipe import bundled
+from hfgen.recipe import bundled, find, read
 
 DRAW = (Path(hfgen.hub.__path__[0]) / "clean_process.py").read_text()
 DIGEST = DRAW.replace('if __name__ == "__main__":\n    main()', "") + (
@@ -41,7 +43,19 @@ push(folder, repo, token="hf_user", retry=retry)
 )
 
 
-@pytest.mark.parametrize("name", bundled())
+def recipes():
+    """Every bundled recipe; one of each kind of pipeline in the ordinary suite, the rest slow."""
+    seen = set()
+    for name in bundled():
+        values = read(find(name))
+        roles = values["model"].values()
+        types = (part.get("type", "") if isinstance(part, dict) else part for part in roles)
+        kind = (values["pipeline"], *sorted(types))
+        yield pytest.param(name, marks=[pytest.mark.slow] if kind in seen else [])
+        seen.add(kind)
+
+
+@pytest.mark.parametrize("name", list(recipes()))
 def test_pushed_loaded_pushed_and_loaded_again(hub, client, stranger, tmp_path, name):
     repo, again = f"user/{name}", f"user/{name}-again"
     client.run(EXPORT, name=name, folder=str(tmp_path / name), repo=repo)
@@ -77,3 +91,101 @@ def test_a_snapshot_loads_offline(hub, client, stranger, tmp_path):
         "from diffusers import DiffusionPipeline\n" + code + "pipeline().images[0]", folder=folder
     )
     assert hub.log == []
+
+
+TWINS = """
+import shutil, sys
+from pathlib import Path
+sys.path.insert(0, source)
+import torch
+from hfgen.hub.push import push
+from hfgen.pipelines.vae_pipeline import VAEPipeline
+import twin_vae
+torch.manual_seed(0)
+pipeline = VAEPipeline(twin_vae.TwinVAE())
+pipeline.vae.offset.data.fill_(0.5)
+pipeline.save_pretrained(folder)
+push(folder, repo, token="hf_user")
+sys.path.remove(source)
+del sys.modules["twin_vae"]
+"""
+TWIN_VAE = '''
+"""A decoder that ignores its latent: every pixel is SIGN offset."""
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput
+
+
+class TwinVAE(ModelMixin, ConfigMixin):
+    @register_to_config
+    def __init__(self, in_channels: int = 1, sample_size: int = 8):
+        super().__init__()
+        self.offset = torch.nn.Parameter(torch.zeros(1))
+
+    @property
+    def latent_shape(self):
+        return (2,)
+
+    def decode(self, z):
+        side = self.config.sample_size
+        return DecoderOutput(sample=(SIGN self.offset).expand(len(z), 1, side, side))
+'''
+MEAN = """
+from diffusers import DiffusionPipeline
+pipelines = [DiffusionPipeline.from_pretrained(repo, trust_remote_code=True) for repo in repos]
+means = [float(p(output_type="np").images.mean()) for p in pipelines]
+result = [round(mean, 3) for mean in means]
+"""
+SIGNS = {"user/twin-plus": "+", "user/twin-minus": "-"}
+MEANS = {"user/twin-plus": 0.75, "user/twin-minus": 0.25}  # +-0.5 in [-1, 1], shown in [0, 1]
+
+
+@pytest.fixture(scope="module")
+def twins(client, tmp_path_factory):
+    """Two repositories whose model files have one name and class, and differ in one sign."""
+    for repo, sign in SIGNS.items():
+        source = tmp_path_factory.mktemp("source")
+        (source / "twin_vae.py").write_text(TWIN_VAE.replace("SIGN", sign))
+        client.run(TWINS, source=str(source), folder=str(source / "pipeline"), repo=repo)
+    return list(SIGNS)
+
+
+def test_two_repositories_with_files_of_one_name_in_one_process(hub, stranger, twins):
+    assert stranger.run(MEAN, repos=twins) == [0.75, 0.25]
+    assert stranger.run(MEAN, repos=twins[::-1]) == [0.25, 0.75]
+
+
+TOGETHER = """
+import multiprocessing, sys
+from diffusers import DiffusionPipeline  # what costs seconds is imported once, before the fork
+
+def load(repo, start, answers):
+    start.wait()
+    pipeline = DiffusionPipeline.from_pretrained(repo, trust_remote_code=True)
+    answers.put((repo, round(float(pipeline(output_type="np").images.mean()), 3)))
+
+context = multiprocessing.get_context("fork")
+start, answers = context.Event(), context.Queue()
+count, repos = int(sys.argv[1]), sys.argv[2:]
+children = [
+    context.Process(target=load, args=(repos[i % len(repos)], start, answers)) for i in range(count)
+]
+for child in children:
+    child.start()
+start.set()
+for _ in children:
+    print(*answers.get(timeout=300))
+"""
+
+
+@pytest.mark.parametrize("count", [4, pytest.param(50, marks=pytest.mark.slow)])
+def test_loads_at_once_in_separate_processes(hub, twins, tmp_path, count):
+    """Processes that share one empty cache and start together: none runs the other's code."""
+    command = [sys.executable, "-c", TOGETHER, str(count), *twins]
+    environment = client_environment(hub.url, tmp_path)
+    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, timeout=400)
+    seen = [line.split() for line in done.stdout.splitlines()]
+    assert len(seen) == count and {repo for repo, _ in seen} == set(twins)
+    assert all(float(mean) == MEANS[repo] for repo, mean in seen), seen
