@@ -47,7 +47,8 @@ class ProbabilityFlow:
         t = path.at_ratio(phi.tan()).to(z).expand(len(z))
         alpha, sigma = path.alpha_sigma(t[:1])
         x_t = z * torch.hypot(alpha, sigma)
-        image = self.param.denoised(self.network(*path.model_input(x_t, t)), x_t, t)
+        output = self.network(*path.model_input(x_t, t))[:, : z.shape[1]]  # less a variance
+        image = self.param.denoised(output, x_t, t)
         return image, self.param.noise(image, x_t, t)
 
     def velocity(self, z: Tensor, phi: Tensor) -> Tensor:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hfgen.chain import Chain, gaussian_kl, split_variance
 from hfgen.denoising import DiscretePath, Parameterisation, parameterisation, run_network
 from hfgen.errors import HfgenError
-from hfgen.evaluation.bound import BIN, DENSITY, DISCRETE, Bound, Pixels
+from hfgen.evaluation.bound import DENSITY, DISCRETE, Bound, Pixels
 from hfgen.probability_flow import Network, ProbabilityFlow, heun
 from hfgen.rng import Rng
 
@@ -117,50 +118,10 @@ class VariationalBound(Bound):
 
     def log_prob(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
         param, network = _denoiser(pipeline)
-        chain = Chain.of(pipeline.scheduler)
+        chain = Chain.of(pipeline.scheduler).to(images.device)
         clip = bool(pipeline.scheduler.config.get("clip_sample", False))
         draws = [vlb_terms(param, network, chain, images, rng.fork(i), clip) for i in range(k)]
         return -torch.stack(draws).sum(2).mean(0)
-
-
-@dataclass(frozen=True)
-class Chain:
-    """Posterior q(x_{t-1} | x_t, x_0) of each step (Ho et al. 2020, eq. 7), float64 [T].
-
-    Attributes:
-        alphas_cumprod: [T].
-        image, noisy: weights of x_0 and of x_t in the posterior's mean.
-        variance: of the posterior; at t = 0, where it is 0, the next one (Nichol & Dhariwal 2021).
-        model: variance that the sampler uses: the posterior's, or beta.
-    """
-
-    alphas_cumprod: Tensor
-    image: Tensor
-    noisy: Tensor
-    variance: Tensor
-    model: Tensor
-
-    @classmethod
-    def of(cls, scheduler: Any) -> Chain:
-        """The chain of a scheduler, with the fixed variance that its config names."""
-        alpha_bar = scheduler.alphas_cumprod.double()
-        before = torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
-        beta = 1 - alpha_bar / before
-        variance = beta * (1 - before) / (1 - alpha_bar)
-        variance[0] = variance[1]
-        kind = scheduler.config.get("variance_type", "fixed_small")
-        if kind not in ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"):
-            raise HfgenError(f"vlb: variance_type {kind!r} is not supported; valid: fixed_*")
-        model = variance
-        if kind.startswith("fixed_large"):
-            model = torch.cat([variance[1:2], beta[1:]])
-        return cls(
-            alphas_cumprod=alpha_bar,
-            image=before.sqrt() * beta / (1 - alpha_bar),
-            noisy=(1 - beta).sqrt() * (1 - before) / (1 - alpha_bar),
-            variance=variance,
-            model=model,
-        )
 
 
 def vlb_terms(
@@ -176,33 +137,14 @@ def vlb_terms(
     for step in range(len(chain.image)):
         t = torch.full((len(images),), step, device=images.device)
         x_t = param.path.add_noise(images, rng.randn(f"noise{step}", images.shape), t)
-        estimate = param.denoised(network(*param.path.model_input(x_t, t)), x_t, t).double()
+        output = network(*param.path.model_input(x_t, t)).double()
+        mixed, raw = split_variance(output, images.shape[1])
+        estimate = param.denoised(mixed, x_t, t)
         estimate = estimate.clamp(-1, 1) if clip else estimate
-        mean = chain.image[step] * estimate + chain.noisy[step] * x_t
-        if step == 0:
-            terms.append(-discretised_log_prob(x, mean, chain.model[0].sqrt()))
-        else:
-            true = chain.image[step] * x + chain.noisy[step] * x_t
-            terms.append(_gaussian_kl(true, chain.variance[step], mean, chain.model[step]))
+        terms.append(chain.step_bound(x, x_t.double(), estimate, raw, t))
     last = chain.alphas_cumprod[-1]
-    terms.append(_gaussian_kl(last.sqrt() * x, 1 - last, torch.zeros_like(x), last.new_ones(())))
+    terms.append(gaussian_kl(last.sqrt() * x, 1 - last, torch.zeros_like(x), last.new_ones(())))
     return torch.stack(terms, dim=1)
-
-
-def discretised_log_prob(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """ln P of 8-bit levels, bins x +- 1 / 255 with open ends, [B] (Ho et al. 2020, eq. 13)."""
-    upper = torch.special.ndtr((x - mean + BIN / 2) / std)
-    lower = torch.special.ndtr((x - mean - BIN / 2) / std)
-    upper = torch.where(x > 0.999, torch.ones_like(x), upper)
-    lower = torch.where(x < -0.999, torch.zeros_like(x), lower)
-    return (upper - lower).clamp(min=1e-12).log().flatten(1).sum(1)
-
-
-def _gaussian_kl(mean: Tensor, variance: Tensor, other: Tensor, other_variance: Tensor) -> Tensor:
-    """KL(N(mean, variance) || N(other, other_variance)) in nats, summed to [B]."""
-    ratio = variance / other_variance
-    constant = 0.5 * (ratio - 1 - ratio.log())
-    return (constant + 0.5 * (mean - other) ** 2 / other_variance).flatten(1).sum(1)
 
 
 def _denoiser(pipeline: Any) -> tuple[Parameterisation, Network]:

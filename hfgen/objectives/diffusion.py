@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hfgen.chain import Chain, split_variance
 from hfgen.denoising import Parameterisation, parameterisation, run_network
 from hfgen.errors import HfgenError
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
@@ -34,6 +35,9 @@ class Diffusion(Objective):
         network: the role that is trained: ``unet``, or ``transformer`` for a DiT.
         time: which noise levels are trained on.
         weighting: how much each level's error counts.
+        bound_weight: weight of the variational bound (nats per dimension, times the steps) for a
+            network with a learned variance: ``out_channels`` twice the image's, and a scheduler
+            with ``variance_type: learned_range`` (Nichol & Dhariwal 2021, eq. 16).
         coupling: which noise goes with which image.
         label_dropout: share of the labels that is replaced by the null label, for classifier-free
             guidance (Ho & Salimans 2022). The null label is the network's last class: set
@@ -43,6 +47,7 @@ class Diffusion(Objective):
     network: str = "unet"
     time: TimeSampler = field(default_factory=UniformTime)
     weighting: Weighting = field(default_factory=UniformWeight)
+    bound_weight: float = 1e-3
     coupling: Coupling = field(default_factory=IndependentCoupling)
     label_dropout: float = 0.0
 
@@ -62,11 +67,19 @@ class Diffusion(Objective):
         noise = self.coupling.pair(x, rng.randn("noise", x.shape), batch.get("labels"))
         t = self.time.sample(rng, len(x), param.path)
         labels = class_labels(network, batch, rng, self.label_dropout)
-        output = predict(network, param, param.path.add_noise(x, noise, t), t, labels)
+        x_t = param.path.add_noise(x, noise, t)
+        output, raw = split_variance(predict(network, param, x_t, t, labels), x.shape[1])
         error = per_image_error(output, param.target(x, noise, t))
         alpha, sigma = param.path.alpha_sigma(t)
         loss = (self.weighting.weight(alpha, sigma, param.prediction) * error).mean()
-        return loss, detach({"loss": loss, "mse": error.mean()})
+        terms = {"mse": error.mean()}
+        if raw is not None:
+            chain = Chain.of(learned_range(models)).to(x.device)
+            estimate = param.denoised(output.detach(), x_t, t)  # the bound trains the variance only
+            bound = chain.step_bound(x.double(), x_t, estimate, raw, t).mean() / x[0].numel()
+            terms["bound"] = bound * len(chain.image)
+            loss = loss + self.bound_weight * terms["bound"].float()
+        return loss, detach({"loss": loss, **terms})
 
 
 def scheduler_parameterisation(models: Mapping[str, Any]) -> Parameterisation:
@@ -81,6 +94,18 @@ def scheduler_parameterisation(models: Mapping[str, Any]) -> Parameterisation:
         return parameterisation(models["scheduler"])
     except ValueError as error:
         raise HfgenError(f"model.scheduler: {error}") from error
+
+
+def learned_range(models: Mapping[str, Any]) -> Any:
+    """The recipe's scheduler, which samples with the variance that the network puts out."""
+    scheduler = models["scheduler"]
+    kind = scheduler.config.get("variance_type")
+    if kind != "learned_range":
+        raise HfgenError(
+            f"model.scheduler: variance_type {kind!r} for a network that puts out a variance too; "
+            "set variance_type: learned_range, or out_channels to the data's"
+        )
+    return scheduler
 
 
 def predict(

@@ -307,13 +307,13 @@ def test_a_network_of_another_shape_is_one_line():
     wrong = UNet2DModel(
         sample_size=8,
         in_channels=1,
-        out_channels=2,
+        out_channels=3,
         block_out_channels=(8,),
         down_block_types=("DownBlock2D",),
         up_block_types=("UpBlock2D",),
         norm_num_groups=4,
     )
-    with pytest.raises(HfgenError, match=r"puts out \[2, 8, 8\] for images of \[1, 8, 8\]"):
+    with pytest.raises(HfgenError, match=r"puts out \[3, 8, 8\] for images of \[1, 8, 8\]"):
         models = {"unet": wrong, "scheduler": DDPMScheduler()}
         Diffusion().loss("denoise", models, batch(), Rng(0), CLOCK)
 

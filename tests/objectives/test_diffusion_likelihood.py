@@ -1,6 +1,7 @@
 """Likelihood of denoising models on Gaussians, whose density is known."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,16 +14,17 @@ from diffusers import (
 from diffusion_analytic import Config, Mixture, Optimal
 from torch import nn
 
+from hfgen.chain import Chain, discretised_log_prob
 from hfgen.errors import HfgenError
 from hfgen.evaluation.likelihood import BIN, log_likelihood
 from hfgen.evaluation.likelihood_diffusion import (
-    Chain,
     ProbabilityFlowODE,
     VariationalBound,
-    discretised_log_prob,
     flow_log_prob,
 )
 from hfgen.models.transformer_pixel import PixelTransformer
+from hfgen.objectives.base import Clock
+from hfgen.objectives.diffusion import Diffusion
 from hfgen.pipelines.diffusion_pipeline import DenoisingPipeline
 from hfgen.probability_flow import ProbabilityFlow, rk45
 from hfgen.rng import Rng
@@ -268,3 +270,74 @@ def test_a_real_network_under_its_null_label():
     pipeline = DenoisingPipeline(network.eval(), EDMEulerScheduler(), label_dropout=0.1)
     nats = ProbabilityFlowODE(steps=32).log_prob(pipeline, images(4), 1, Rng(0))
     torch.testing.assert_close(bits(nats), bits(exact(images(4), 0.5)), atol=0.02, rtol=0)
+
+
+# --- learned variance ---
+
+
+class Learned(nn.Module):
+    """The optimal noise prediction of N(0, STD^2), and a learned share of variance per step."""
+
+    config, dtype, device = Config(sample_size=8, in_channels=1), torch.float64, "cpu"
+
+    def __init__(self, scheduler):
+        super().__init__()
+        self.mean = Optimal(scheduler, STD)
+        self.raw = nn.Parameter(torch.zeros(len(scheduler.alphas_cumprod), dtype=torch.float64))
+
+    def forward(self, sample, time):
+        prediction = self.mean(sample, time).sample.detach()
+        raw = self.raw[time].reshape(-1, 1, 1, 1).expand_as(prediction)
+        return SimpleNamespace(sample=torch.cat([prediction, raw], 1))
+
+
+def test_the_hybrid_loss_learns_the_true_variance():
+    """Reverse step of N(0, STD^2): posterior variance + image^2 Var[x | x_t]."""
+    scheduler = DDPMScheduler(
+        num_train_timesteps=10, beta_end=0.3, variance_type="learned_range", clip_sample=False
+    )
+    network, chain = Learned(scheduler), Chain.of(scheduler)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(200):
+        x = STD * torch.randn(64, 1, 8, 8, generator=generator)
+        models = {"unet": network, "scheduler": scheduler}
+        rng, clock = Rng(0, step), Clock(step=0, images_seen=0, total_images=1)
+        loss, terms = Diffusion(bound_weight=1.0).loss("denoise", models, {"images": x}, rng, clock)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    assert {"loss", "mse", "bound"} == set(terms)
+    alpha_bar = chain.alphas_cumprod
+    posterior = STD**2 * (1 - alpha_bar) / (alpha_bar * STD**2 + 1 - alpha_bar)
+    expected = chain.variance + chain.image**2 * posterior
+    steps = torch.arange(1, 10)
+    learned = chain.step_variance(
+        network.raw.detach().reshape(-1, 1), torch.arange(10), expected[:, None]
+    )
+    torch.testing.assert_close(learned[steps, 0], expected[steps], rtol=0.05, atol=0)
+
+
+def test_the_learned_variance_is_the_schedulers():
+    """DDPMScheduler with learned_range draws with the same variance."""
+    scheduler = DDPMScheduler(
+        variance_type="learned_range", prediction_type="sample", clip_sample=False
+    )
+    scheduler.set_timesteps(1000)
+    x_t, image, raw = torch.randn(3, 1, 1, 4, 4).unbind()
+    raw = raw.clamp(-1, 1)
+    generators = [torch.Generator().manual_seed(0) for _ in range(2)]
+    output = torch.cat([image, raw], 1)
+    stepped = scheduler.step(output, 300, x_t, generator=generators[0]).prev_sample
+    fresh = torch.randn(x_t.shape, generator=generators[1])
+    chain, t = Chain.of(scheduler), torch.tensor([300])
+    mean = chain.image[300] * image + chain.noisy[300] * x_t
+    expected = mean + chain.step_variance(raw, t, x_t).sqrt() * fresh
+    torch.testing.assert_close(stepped.double(), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_a_variance_without_its_scheduler_is_one_line():
+    models = {"unet": Learned(DDPMScheduler()), "scheduler": DDPMScheduler()}
+    with pytest.raises(HfgenError, match="variance_type 'fixed_small'"):
+        clock = Clock(step=0, images_seen=0, total_images=1)
+        Diffusion().loss("denoise", models, {"images": images(2)}, Rng(0), clock)
