@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from PIL import Image
 
+from hfgen.config import resolve
 from hfgen.errors import HfgenError, one_of
+from hfgen.recipe import MODELS
 
 
 def draw(
@@ -120,6 +122,9 @@ def swap_scheduler(pipeline: Any, name: str) -> Any:
     if current is None:
         raise HfgenError(f"--scheduler: {type(pipeline).__name__} has no scheduler")
     compatible = {cls.__name__: cls for cls in current.compatibles}
+    ours = resolve(MODELS[name]) if name in MODELS else None
+    if type(current).__name__ in getattr(ours, "_compatibles", []):
+        compatible[name] = ours
     if name not in compatible:
         raise one_of("--scheduler", name, list(compatible))
     return compatible[name].from_config(current.config)
