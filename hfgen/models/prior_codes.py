@@ -93,7 +93,7 @@ class CodePrior(ModelMixin, ConfigMixin, Prior):
         """Of codes as ``sample`` draws them; several levels are told apart one after the other."""
         rest, indices = z.flatten(2).transpose(1, 2), []
         for table in self.tables:
-            index = torch.cdist(rest, table.to(rest.dtype)).argmin(-1)
+            index = torch.cdist(rest.float(), table.float()).argmin(-1)
             indices.append(index)
             rest = rest - table[index]
         return self.log_prob_indices(torch.stack(indices, dim=-1))

@@ -48,7 +48,8 @@ class TwoStagePrior(ModelMixin, ConfigMixin, Prior):
         scaled = (z.flatten(1) - self.mean) / self.std
         samples = 1 if self.training else self.config["num_samples"]
         posterior = DiagonalGaussian(*self.encoder(scaled).chunk(2, dim=1))
-        u, log_q = posterior.rsample(torch.randn(samples, *scaled.shape, device=z.device))
+        noise = torch.randn(samples, *scaled.shape, device=z.device).to(z.dtype)
+        u, log_q = posterior.rsample(noise)
         log_normal = -0.5 * (u.square() + math.log(2 * math.pi)).sum(-1)
         error = (scaled - self.decoder(u)) / self.log_gamma.exp()
         log_p = -0.5 * (error.square() + math.log(2 * math.pi)).sum(-1) - self.dim * self.log_gamma
@@ -64,7 +65,7 @@ class TwoStagePrior(ModelMixin, ConfigMixin, Prior):
         temperature: float = 1.0,
     ) -> Tensor:
         noise = randn_tensor((batch_size, 2, self.dim), generator, self.mean.device)
-        u, eps = (temperature * noise).unbind(1)
+        u, eps = (temperature * noise).to(self.mean.dtype).unbind(1)
         scaled = self.decoder(u) + self.log_gamma.exp() * eps
         return (scaled * self.std + self.mean).unflatten(1, self.shape)
 
