@@ -37,6 +37,7 @@ MODELS: dict[str, str] = {
     "MLPVAE": "hfgen.models.vae_mlp:MLPVAE",
     "ConvVAE": "hfgen.models.vae_conv:ConvVAE",
     "VQVAE": "hfgen.models.vae_vq:VQVAE",
+    "LadderVAE": "hfgen.models.vae_ladder:LadderVAE",
     "LatentDiscriminator": "hfgen.models.vae_discriminator:LatentDiscriminator",
     "GaussianMixturePrior": "hfgen.models.prior_mixture:GaussianMixturePrior",
     "VampPrior": "hfgen.models.prior_vamp:VampPrior",
