@@ -315,7 +315,7 @@ def test_the_hybrid_loss_learns_the_true_variance():
     learned = chain.step_variance(
         network.raw.detach().reshape(-1, 1), torch.arange(10), expected[:, None]
     )
-    torch.testing.assert_close(learned[steps, 0], expected[steps], rtol=0.05, atol=0)
+    torch.testing.assert_close(learned[steps, 0], expected[steps], rtol=0.08, atol=0)
 
 
 def test_the_learned_variance_is_the_schedulers():
