@@ -66,7 +66,7 @@ class ResNetGenerator(ModelMixin, ConfigMixin):
         super().__init__()
         base, n = stages(sample_size)
         widths = stage_widths(channels, n + 1)
-        sizes = [base * 2**i for i in range(1, n + 1)]
+        sizes = [base * 2**i for i in range(n + 1)]
         check_attention(attention_size, sizes)
         linear = SNLinear if spectral_norm else nn.Linear
         self.project = linear(latent_dim, widths[0] * base**2)
@@ -76,7 +76,7 @@ class ResNetGenerator(ModelMixin, ConfigMixin):
         )
         self.attention = nn.ModuleList(
             SelfAttention(width) if size == attention_size else nn.Identity()
-            for width, size in zip(widths[1:], sizes, strict=True)
+            for width, size in zip(widths, sizes, strict=True)
         )
         self.norm = ConditionalBatchNorm(widths[-1], None)
         self.to_image = conv(widths[-1], required("out_channels", out_channels), 3, spectral_norm)
@@ -87,8 +87,8 @@ class ResNetGenerator(ModelMixin, ConfigMixin):
         classes = self.config["num_class_embeds"]
         check_labels(class_labels, classes)
         condition = None if class_labels is None else F.one_hot(class_labels, classes).to(z.dtype)
-        x = self.project(z).unflatten(1, (-1, self.base, self.base))
-        for block, attention in zip(self.blocks, self.attention, strict=True):
+        x = self.attention[0](self.project(z).unflatten(1, (-1, self.base, self.base)))
+        for block, attention in zip(self.blocks, self.attention[1:], strict=True):
             x = attention(block(x, condition))
         return GeneratorOutput(sample=torch.tanh(self.to_image(F.relu(self.norm(x, None)))))
 

@@ -185,7 +185,7 @@ def test_sagan_attends():
     discriminator = ResNetDiscriminator(in_channels=3, **options).eval()
     z, images = torch.randn(2, 6), torch.randn(2, 3, 16, 16)
     for model, x, attention in (
-        (generator, z, generator.attention[0]),
+        (generator, z, generator.attention[1]),
         (discriminator, images, discriminator.blocks[1]),
     ):
         before = model(x)[0]
