@@ -74,6 +74,7 @@ OBJECTIVES: dict[str, str] = {
     "ciwae": "hfgen.objectives.vae_bounds:CIWAE",
     "dreg": "hfgen.objectives.vae_bounds:DReG",
     "stl": "hfgen.objectives.vae_bounds:StickingTheLanding",
+    "vae-gan": "hfgen.objectives.vae_gan:VAEGAN",
     "factor-vae": "hfgen.objectives.vae_adversarial:FactorVAE",
     "adversarial-autoencoder": "hfgen.objectives.vae_adversarial:AdversarialAutoencoder",
     "vq": "hfgen.objectives.vae_vq:VectorQuantized",
@@ -278,10 +279,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any], path: str = "") 
     for key in sorted({*old, *new}):
         here = f"{path}.{key}" if path else key
         a, b = old.get(key), new.get(key)
-        if here in ignored or here in (
-            "training.resume_from_checkpoint",
-            "training.allow_recipe_change",
-        ):
+        if here in _SAYS_NOTHING:
             continue
         if isinstance(a, Mapping) and isinstance(b, Mapping):
             found += differences(a, b, here)
