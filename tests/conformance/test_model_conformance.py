@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file
-from tiny import MODEL_CASES, MODELS_WITH_WEIGHTS, TINY_MODELS
+from tiny import FREE_ROWS, MODEL_CASES, MODELS_WITH_WEIGHTS, TINY_MODELS, TINY_SCHEDULERS
 
 from hfgen.recipe import MODELS
 
@@ -24,7 +24,7 @@ def case(request):
 
 
 def test_every_registered_model_has_a_tiny_instance():
-    assert sorted(set(MODELS) - set(TINY_MODELS)) == []
+    assert sorted(set(MODELS) - set(TINY_MODELS) - set(TINY_SCHEDULERS)) == []
 
 
 @torch.no_grad()
@@ -92,6 +92,7 @@ def test_dtype(case, tmp_path, dtype):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("case", FREE_ROWS, indirect=True)
 def test_rows_do_not_depend_on_the_batch(case):
     one, model = case
     together = one(model, 3)
@@ -113,7 +114,7 @@ def test_tuples_and_dicts_are_equivalent(case):
     if "return_dict" in inspect.signature(method).parameters:
         torch.testing.assert_close(one(model, return_dict=False), one(model), rtol=0, atol=0)
     else:
-        assert not isinstance(method(*one.inputs(2)), tuple)
+        assert not isinstance(method(*one.inputs(3)), tuple)
 
 
 @pytest.mark.parametrize("case", MODELS_WITH_WEIGHTS, indirect=True)

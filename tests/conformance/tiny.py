@@ -16,11 +16,14 @@ from hfgen.recipe import MODELS, PIPELINES
 
 @dataclass(frozen=True, kw_only=True)
 class TinyModel:
-    """``options`` of the constructor, and ``inputs(batch_size)`` of ``method``."""
+    """``options`` of the constructor, ``inputs(batch_size)`` of ``method``; whether the rows of a
+    batch depend on one another (minibatch statistics), and whether there is anything to train."""
 
     options: dict[str, Any]
     inputs: Callable[[int], tuple]
     method: str = "forward"
+    couples_rows: bool = False
+    has_weights: bool = True
 
     def build(self, name: str) -> Any:
         torch.manual_seed(0)
@@ -28,6 +31,7 @@ class TinyModel:
 
     def __call__(self, model: Any, batch_size: int = 3, dtype=torch.float32, **options) -> Tensor:
         """The first tensor of the model's output, [batch_size, ...]."""
+        torch.manual_seed(0)  # for an estimate by sampling
         inputs = [cast(x, dtype) for x in self.inputs(batch_size)]
         output = getattr(model, self.method)(*inputs, **options)
         return output if isinstance(output, Tensor) else output[0]
@@ -39,8 +43,10 @@ class TinyModel:
 
 class TinyVAE(TinyModel):
     def loss(self, model: Any) -> Tensor:
-        output = model(*self.inputs(3))
-        return output.sample.square().mean() + output.latent_dist.kl().mean()
+        images, *labels = self.inputs(3)
+        posterior = model.encode(images, *labels).latent_dist
+        z, log_q = posterior.rsample(normal(3, *model.latent_shape))
+        return model.decode(z, *labels).sample.square().mean() + log_q.mean()
 
 
 class TinyVamp(TinyModel):
@@ -109,6 +115,7 @@ def on_sphere(dim: int) -> Callable[[int], tuple]:
 
 
 FSQ = {"type": "fsq", "levels": [3, 3]}
+SMALL = {"sample_size": 8, "channels": 8}
 R3GAN = {"sample_size": 8, "channels": 16, "num_layers": 1, "group_width": 8}
 TINY_MODELS: dict[str, list[TinyModel]] = {
     "MLPVAE": [
@@ -131,6 +138,21 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
             inputs=labelled(1, 8, 8),
         ),
     ],
+    "LadderVAE": [
+        TinyVAE(
+            options={"sample_size": 8, "levels": "1x1,4x2", "hidden_size": 16},
+            inputs=noise(1, 8, 8),
+        ),
+        TinyVAE(
+            options={
+                "sample_size": 8,
+                "levels": "2x1",
+                "hidden_size": 8,
+                "num_class_embeds": 3,
+            },
+            inputs=labelled(1, 8, 8),
+        ),
+    ],
     "VQVAE": [
         TinyModel(
             options={"sample_size": 8, "block_out_channels": [8, 8], "quantizer": FSQ},
@@ -145,7 +167,32 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
         prior(noise(2, 2), latent_shape=[2, 2], kind=kind, num_layers=2, hidden_size=8)
         for kind in ("maf", "iaf")
     ],
-    "SphereUniformPrior": [prior(on_sphere(4), latent_dim=4)],
+    "CodePrior": [
+        prior(
+            noise(2, 2, 2),
+            latent_shape=[2, 2, 2],
+            num_embeddings=5,
+            hidden_size=8,
+            num_layers=1,
+            num_heads=2,
+        )
+    ],
+    "TwoStagePrior": [
+        TinyModel(
+            options={"latent_shape": [4], "hidden_size": 8, "num_samples": 2},
+            inputs=noise(4),
+            method="log_prob",
+            couples_rows=True,  # by the draws of its estimate
+        )
+    ],
+    "LatentDiscriminator": [
+        TinyModel(options={"latent_shape": [2, 2], "hidden_size": 8}, inputs=noise(2, 2)),
+    ],
+    "SphereUniformPrior": [
+        TinyModel(
+            options={"latent_dim": 4}, inputs=on_sphere(4), method="log_prob", has_weights=False
+        ),
+    ],
     "DCGANGenerator": [
         TinyModel(
             options={"sample_size": 8, "out_channels": 1, "latent_dim": 4, "channels": 4},
@@ -182,6 +229,45 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
     "R3GANDiscriminator": [
         TinyModel(options={**R3GAN, "in_channels": 1}, inputs=noise(1, 8, 8)),
     ],
+    "ResNetGenerator": [
+        TinyModel(
+            options={
+                **SMALL,
+                "out_channels": 3,
+                "latent_dim": 4,
+                "attention_size": 8,
+                "num_class_embeds": 3,
+            },
+            inputs=labelled(4),
+        ),
+        TinyModel(
+            options={**SMALL, "out_channels": 1, "latent_dim": 4, "spectral_norm": True},
+            inputs=noise(4),
+        ),
+    ],
+    "ResNetDiscriminator": [
+        TinyModel(
+            options={**SMALL, "in_channels": 3, "attention_size": 4, "num_class_embeds": 3},
+            inputs=labelled(3, 8, 8),
+        ),
+    ],
+    "StyleGAN2Generator": [
+        TinyModel(
+            options={**SMALL, "out_channels": 3, "latent_dim": 4, "style_dim": 4},
+            inputs=noise(4),
+        ),
+        TinyModel(
+            options={**SMALL, "out_channels": 1, "latent_dim": 4, "num_class_embeds": 3},
+            inputs=labelled(4),
+        ),
+    ],
+    "StyleGAN2Discriminator": [
+        TinyModel(
+            options={**SMALL, "in_channels": 1, "group_size": 3, "num_class_embeds": 3},
+            inputs=labelled(1, 8, 8),
+            couples_rows=True,
+        ),
+    ],
     "PixelTransformer": [
         TinyModel(
             options={
@@ -197,6 +283,11 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
             inputs=noisy(1, 8, 8, classes=4),
         ),
     ],
+}
+
+
+TINY_SCHEDULERS: dict[str, list[dict[str, Any]]] = {
+    "EDMHeunScheduler": [{}, {"s_churn": 1.0, "prediction_type": "v_prediction"}],
 }
 
 
@@ -230,6 +321,14 @@ TINY_PIPELINES: dict[str, list[TinyPipeline]] = {
         TinyPipeline(parts=lambda: {"vae": tiny("MLPVAE"), "likelihood": {"type": "bernoulli"}}),
         TinyPipeline(parts=lambda: {"vae": tiny("ConvVAE", 1)}, options={"class_labels": 1}),
         TinyPipeline(parts=lambda: {"vae": tiny_autoencoder()}),
+        TinyPipeline(
+            parts=lambda: {
+                "vae": tiny("MLPVAE"),
+                "prior": tiny("GaussianMixturePrior"),
+                "likelihood": {"type": "bernoulli"},
+            }
+        ),
+        TinyPipeline(parts=lambda: {"vae": tiny("MLPVAE"), "prior": tiny("TwoStagePrior")}),
     ],
     "GANPipeline": [
         TinyPipeline(
@@ -252,6 +351,13 @@ TINY_PIPELINES: dict[str, list[TinyPipeline]] = {
             parts=lambda: {"unet": tiny("PixelTransformer"), "scheduler": DDPMScheduler()},
             options={"num_inference_steps": 2, "class_labels": 1},
         ),
+        TinyPipeline(
+            parts=lambda: {
+                "unet": tiny_unet(),
+                "scheduler": resolve(MODELS["EDMHeunScheduler"])(sigma_max=2.0, s_churn=1.0),
+            },
+            options={"num_inference_steps": 2},
+        ),
     ],
 }
 
@@ -266,7 +372,7 @@ def cases(table: dict[str, str], tinies: dict[str, list]) -> dict[str, tuple[str
 
 
 MODEL_CASES = cases(MODELS, TINY_MODELS)
-MODELS_WITH_WEIGHTS = [
-    key for key, (name, one) in MODEL_CASES.items() if list(one.build(name).parameters())
-]
+SCHEDULER_CASES = cases(MODELS, TINY_SCHEDULERS)
+FREE_ROWS = [key for key, (_, one) in MODEL_CASES.items() if not one.couples_rows]
+MODELS_WITH_WEIGHTS = [key for key, (_, one) in MODEL_CASES.items() if one.has_weights]
 PIPELINE_CASES = cases(PIPELINES, TINY_PIPELINES)
