@@ -48,9 +48,8 @@ def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     """Evaluate, print the table on the main process; 0. HfgenError on a mistake."""
-    from accelerate import PartialState
-
     from hfgen.evaluation.measure import evaluate
+    from hfgen.evaluation.world import world
 
     names = ("num_images", "reference_images", "reference_split", "backbone", "batch_size")
     chosen = {name: getattr(options, name) for name in (*names, "seed", "cache_dir")}
@@ -71,7 +70,7 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
         call=call,
         **settings,
     )
-    if PartialState().is_main_process:
+    if world().is_main_process:
         print(results.table())
         if results.output:
             print(f"  written: {Path(results.output) / 'metrics.json'}")

@@ -18,6 +18,7 @@ from hfgen.evaluation.backbones import Backbone
 from hfgen.evaluation.images import Images
 from hfgen.evaluation.protocol import VERSION, BackboneProtocol, digest
 from hfgen.evaluation.store import BLOCK, FeatureStore
+from hfgen.evaluation.world import world
 
 
 def open_store(folder: Path, images: Images, backbone: Backbone) -> FeatureStore:
@@ -48,7 +49,7 @@ def extract(
     Returns:
         Images made per second, over the blocks of this call (0.0 when none was missing).
     """
-    state = PartialState()
+    state = world()
     missing = _missing_blocks(stores, state)
     started, rounds = time.perf_counter(), -(-len(missing) // state.num_processes)
     bar = tqdm(

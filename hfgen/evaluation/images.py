@@ -15,6 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from hfgen.data import Source
+from hfgen.data.source import quantize
 from hfgen.errors import HfgenError
 from hfgen.evaluation.protocol import ImagesProtocol, SamplingProtocol
 
@@ -207,6 +208,40 @@ class PipelineImages(Images):
         if labels is None:
             raise HfgenError(f"{self.conditions.spec.name}: no class labels to draw samples with")
         return {"class_labels": labels.tolist()}
+
+
+class ReconstructedImages(Images):
+    """Images of a source through a VAE's encoder mean and decoder."""
+
+    def __init__(self, pipeline: Any, source: Source, name: str = ""):
+        if "vae" not in pipeline.components:
+            raise HfgenError(f"{type(pipeline).__name__}: no vae to reconstruct images with")
+        self.pipeline, self.source, self.count = pipeline, source, len(source)
+        self.name = name or type(pipeline).__name__
+
+    @property
+    def protocol(self) -> SamplingProtocol:
+        spec = self.source.spec
+        return SamplingProtocol(
+            model=self.name,
+            weights=weights_digest(self.pipeline),
+            ema=None,
+            count=self.count,
+            seed=0,
+            sampler=f"reconstructions of {spec.name}/{spec.split} {spec.fingerprint}",
+        )
+
+    @torch.inference_mode()
+    def uint8(self, indices: Sequence[int]) -> Tensor:
+        return quantize(reconstruct(self.pipeline, self.source.batch(list(indices))["images"]))
+
+
+def reconstruct(pipeline: Any, images: Tensor) -> Tensor:
+    """Expected image of the decoded posterior mean, [-1, 1], on the CPU."""
+    posterior = pipeline.vae.encode(images.to(pipeline.device)).latent_dist
+    params = pipeline.vae.decode(posterior.mode()).sample
+    own = getattr(pipeline, "likelihood", None)
+    return (own.mean(params) if own is not None else params.clamp(-1, 1)).float().cpu()
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:

@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 import yaml
-from accelerate import PartialState
 from accelerate.utils import broadcast_object_list
 
 from hfgen.data import DataConfig, Source, load_source
@@ -23,15 +22,17 @@ from hfgen.evaluation.images import (
     FolderImages,
     Images,
     PipelineImages,
+    ReconstructedImages,
     SourceImages,
     num_parameters,
 )
-from hfgen.evaluation.model_metrics import MODEL_METRICS
+from hfgen.evaluation.model_metrics import MODEL_METRICS, ModelEvidence
 from hfgen.evaluation.pictures import save_neighbours, save_samples
 from hfgen.evaluation.protocol import BackboneProtocol, Protocol
 from hfgen.evaluation.results import Results, Score
 from hfgen.evaluation.store import FeatureStore
 from hfgen.evaluation.table import METRICS, Evidence, Metric
+from hfgen.evaluation.world import world
 
 DEFAULT_BACKBONE = "efficientnet-lite0"
 DEFAULT_METRICS = ("fd", "kd", "precision_recall", "density_coverage", "vendi", "vendi_ratio")
@@ -161,7 +162,7 @@ class _Session:
 
     def __init__(self, subject: _Subject, settings: Options, scratch: Path, output: Path | None):
         self.subject, self.settings, self.output = subject, settings, output
-        self.state = PartialState()
+        self.state = world()
         self.scratch = scratch
         self.cache = cache_root(settings.cache_dir) / "evaluation"
         self.names = [name for name in settings.metrics if name in METRICS]
@@ -174,23 +175,35 @@ class _Session:
             self.backbone_of[name] = chosen.name
 
     def run(self) -> Results:
-        reference = self._stores(self.subject.reference, self.cache, "reference")[0]
-        heldout = self._heldout()
         work = self.output / "features" if self.output else self.scratch
+        real = self._stores(self.subject.reference, self.cache, "reference")[0]
         samples, speed = self._stores(self.subject.images, work, "samples")
+        passes = {False: _Pass(self.subject.images, self.subject.reference, samples, real)}
+        heldout: dict[str, FeatureStore] = {}
+        if any(METRICS[name].heldout for name in self.names):
+            images = SourceImages(self._heldout())
+            heldout = self._stores(images, self.cache, "held-out images")[0]
+        if any(METRICS[name].reconstructions for name in self.names):
+            images = SourceImages(self._heldout())
+            decoded = ReconstructedImages(
+                self._pipeline("reconstructions"), images.source, self.subject.name
+            )
+            stores = self._stores(decoded, work, "reconstructions")[0]
+            passes[True] = _Pass(decoded, images, stores, heldout)
         found: list[Any] = [None]
         if self.state.is_main_process:
-            found = [self._results(samples, reference, heldout, speed)]
+            found = [self._results(passes, heldout, speed)]
         if self.state.num_processes > 1:
             broadcast_object_list(found)
         if self.state.is_main_process and self.output:
-            self._write(found[0], samples, reference)
+            self._write(found[0], passes[False])
             shutil.rmtree(work, ignore_errors=True)  # complete: nothing is left to continue
         return found[0]
 
     def _stores(
         self, images: Images, folder: Path, label: str
     ) -> tuple[dict[str, FeatureStore], float]:
+        """Features of all images under every backbone, and images per second."""
         if not self.backbones:
             return {}, 0.0
         stores: dict[str, FeatureStore] = {}
@@ -203,76 +216,89 @@ class _Session:
         )
         return stores, speed
 
-    def _heldout(self) -> dict[str, FeatureStore]:
-        wanted = any(METRICS[name].heldout for name in self.names)
-        if not wanted or self.subject.heldout is None:
-            return {}
-        return self._stores(SourceImages(self.subject.heldout), self.cache, "held-out images")[0]
-
     def _results(
-        self,
-        samples: dict[str, FeatureStore],
-        reference: dict[str, FeatureStore],
-        heldout: dict[str, FeatureStore],
-        speed: float,
+        self, passes: dict[bool, _Pass], heldout: dict[str, FeatureStore], speed: float
     ) -> Results:
-        evidence = {
-            name: Evidence(samples[name], reference[name], heldout.get(name)) for name in samples
-        }
-        protocols = {name: self._protocol(backbone) for name, backbone in self.backbones.items()}
         scores: list[Score] = []
         warnings: list[str] = []
+        protocols: dict[str, Protocol] = {}
         for name in self.names:
-            backbone = self.backbone_of[name]
-            metric = METRICS[name]
-            digest = protocols[backbone].digest
-            scores += _scores(name, metric, evidence[backbone], digest)
-            warnings += _warnings(name, metric, evidence[backbone])
+            metric, backbone = METRICS[name], self.backbone_of[name]
+            measured = passes[metric.reconstructions]
+            protocol = measured.protocol(self.backbones[backbone])
+            protocols[protocol.digest] = protocol
+            evidence = measured.evidence(backbone, heldout)
+            scores += _scores(name, metric, evidence, protocol.digest)
+            warnings += _warnings(name, metric, evidence)
         for name in self.settings.metrics:
             if name in MODEL_METRICS:
-                if self.subject.pipeline is None:
-                    raise HfgenError(f"metrics: {name} needs a model, not a folder of images")
-                scores += MODEL_METRICS[name](self.subject.pipeline, self._real_source(name))
-        described = {p.digest: {"summary": str(p), **asdict(p)} for p in protocols.values()}
+                pipeline = self._pipeline(name)
+                source = self.subject.heldout or self._heldout()
+                scores += MODEL_METRICS[name](
+                    ModelEvidence(pipeline, source, self.settings.weights)
+                )
         pipeline = self.subject.pipeline
         return Results(
             model=self.subject.name,
             scores=tuple(scores),
-            protocols=described,
+            protocols={k: {"summary": str(p), **asdict(p)} for k, p in protocols.items()},
             warnings=tuple(dict.fromkeys(warnings)),
             images_per_second=speed or None,
             num_parameters=num_parameters(pipeline) if pipeline is not None else None,
             output=str(self.output or ""),
         )
 
-    def _real_source(self, name: str) -> Source:
-        """Held-out images where there are any."""
+    def _pipeline(self, metric: str) -> Any:
+        if self.subject.pipeline is None:
+            raise HfgenError(f"metrics: {metric} needs a model, not a folder of images")
+        return self.subject.pipeline
+
+    def _heldout(self) -> Source:
+        """Held-out images; the reference itself where a source was given without any."""
         if self.subject.heldout is not None:
             return self.subject.heldout
         if isinstance(self.subject.reference, SourceImages):
             return self.subject.reference.source
-        raise HfgenError(f"metrics: {name} needs a data set, not a folder as reference")
+        raise HfgenError("metrics: this needs a data set, not a folder as reference")
 
-    def _protocol(self, backbone: Backbone) -> Protocol:
-        reference = self.subject.reference.protocol
-        samples = self.subject.images.protocol
-        assert not hasattr(reference, "sampler")
-        return Protocol(
-            backbone=BackboneProtocol.of(backbone),
-            reference=reference,  # pyright: ignore[reportArgumentType]
-            samples=samples,
-        )
-
-    def _write(
-        self, results: Results, samples: dict[str, FeatureStore], reference: dict[str, FeatureStore]
-    ) -> None:
+    def _write(self, results: Results, measured: _Pass) -> None:
         assert self.output is not None
-        if samples:
-            name = next(iter(samples))
-            save_samples(samples[name], self.output / "samples.png")
+        if measured.samples:
+            name = next(iter(measured.samples))
+            samples, reference = measured.samples[name], measured.real[name]
+            save_samples(samples, self.output / "samples.png")
             target = self.output / "neighbours.png"
-            save_neighbours(samples[name], reference[name], self.subject.reference, target)
+            save_neighbours(samples, reference, measured.reference, target)
         results.save(self.output / "metrics.json")
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Images, what they are measured against, and the features of both by backbone."""
+
+    images: Images
+    reference: Images
+    samples: dict[str, FeatureStore]
+    real: dict[str, FeatureStore]
+    cached: dict[str, Any] = field(default_factory=dict)
+
+    def evidence(self, backbone: str, heldout: dict[str, FeatureStore]) -> Evidence:
+        """The same object for all metrics of one backbone, so that features are read once."""
+        if backbone not in self.cached:
+            found = (self.samples[backbone], self.real[backbone], heldout.get(backbone))
+            self.cached[backbone] = Evidence(*found)
+        return self.cached[backbone]
+
+    def protocol(self, backbone: Backbone) -> Protocol:
+        """What the scores of this pass under ``backbone`` depend on."""
+        key = f"protocol of {backbone.name}"
+        if key not in self.cached:
+            self.cached[key] = Protocol(
+                backbone=BackboneProtocol.of(backbone),
+                reference=self.reference.protocol,
+                samples=self.images.protocol,
+            )
+        return self.cached[key]
 
 
 def _scores(name: str, metric: Metric, evidence: Evidence, digest: str) -> list[Score]:
@@ -348,7 +374,7 @@ def _load(model: Any) -> tuple[str, Any]:
         name, pipeline = type(model).__name__, model
     if not callable(pipeline) or not hasattr(pipeline, "components"):
         raise HfgenError(f"{name}: not a DiffusionPipeline")
-    pipeline.to(PartialState().device)
+    pipeline.to(world().device)
     pipeline.set_progress_bar_config(disable=True)
     return name, pipeline
 

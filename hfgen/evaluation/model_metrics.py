@@ -5,7 +5,9 @@ latents.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,39 +15,66 @@ import torch
 from torch import Tensor
 
 from hfgen.data import Source
+from hfgen.data.sprites import SpritesSource
 from hfgen.errors import HfgenError
+from hfgen.evaluation.images import reconstruct
 from hfgen.evaluation.likelihood import BOUNDS, has_likelihood, log_likelihood
-from hfgen.evaluation.metrics.active_units import active_units
-from hfgen.evaluation.metrics.knn_accuracy import knn_accuracy
-from hfgen.evaluation.metrics.linear_probe import linear_probe
-from hfgen.evaluation.metrics.reconstruction import psnr, ssim
+from hfgen.evaluation.metrics import (
+    active_units,
+    dci,
+    factor_vae_score,
+    knn_accuracy,
+    linear_probe,
+    load_lpips,
+    mig,
+    psnr,
+    sap,
+    ssim,
+)
 from hfgen.evaluation.results import Score
 
 BATCH = 64
 MAX_IMAGES = 2000
+EVALUATIONS = 64_000
+"""Network evaluations that a bound may cost: a bound of many scores fewer images."""
+FACTOR_IMAGES = 15_000
+"""10 000 to fit and 5 000 to test, as is usual for disentanglement scores."""
 IMPORTANCE_SAMPLES = 64
 SAMPLES = {"elbo": 1, "iw": IMPORTANCE_SAMPLES}
 """K of the bounds that have one, when they are computed as part of an evaluation."""
 IMAGES = {"pf_ode": 64, "vlb": 16}
 """Fewer images for the bounds that call a network 128 and 1000 times for each."""
 
-ModelMetric = Callable[[Any, Source], list[Score]]
+
+@dataclass(frozen=True)
+class ModelEvidence:
+    """What such a metric may look at.
+
+    Attributes:
+        pipeline: the model.
+        source: held-out images where there are any, else the reference.
+        weights: local files by name.
+    """
+
+    pipeline: Any
+    source: Source
+    weights: Mapping[str, str | Path]
 
 
-def likelihood(pipeline: Any, source: Source) -> list[Score]:
+ModelMetric = Callable[[ModelEvidence], list[Score]]
+
+
+def likelihood(evidence: ModelEvidence) -> list[Score]:
     """Every bound that the pipeline has, on held-out images: nats, and bits/dim where defined."""
+    pipeline, source = evidence.pipeline, evidence.source
     bounds = [name for name in BOUNDS if has_likelihood(pipeline, name)]
     if not bounds:
         BOUNDS["elbo"].check(pipeline)  # says why
     scores = []
     for name in bounds:
         k = SAMPLES.get(name, 1)
-        images = IMAGES.get(name, MAX_IMAGES)
-        result = log_likelihood(pipeline, source, bound=name, k=k, max_images=images)
-        settings = (
-            f"{name}, K={k}, NFE={result.nfe}, {result.pixels}, {result.count} images of "
-            f"{source.spec.name}/{source.spec.split}"
-        )
+        result = log_likelihood(pipeline, source, bound=name, k=k, max_images=MAX_IMAGES)
+        settings = f"{name}, K={k}, NFE={result.nfe}, {result.pixels}, {_where(source, MAX_IMAGES)}"
         nats = (result.nats, result.standard_error)
         scores.append(_score(f"{name}_nats", *nats, better="higher", settings=settings))
         if result.bits_per_dim is not None:
@@ -56,38 +85,29 @@ def likelihood(pipeline: Any, source: Source) -> list[Score]:
 
 
 @torch.inference_mode()
-def reconstruction(pipeline: Any, source: Source) -> list[Score]:
+def reconstruction(evidence: ModelEvidence) -> list[Score]:
     """PSNR and SSIM of the decoded posterior means of held-out images."""
+    pipeline, source = evidence.pipeline, evidence.source
     _require_vae(pipeline, "reconstruction")
-    signal, structure, rows = [], [], range(min(MAX_IMAGES, len(source)))
-    for start in range(0, len(rows), BATCH):
-        images = source.batch(rows[start : start + BATCH])["images"]
+    signal, structure = [], []
+    for rows in _rows(source, MAX_IMAGES):
+        images = source.batch(rows)["images"]
         decoded = reconstruct(pipeline, images)
         signal.append(psnr(images, decoded))
         if min(images.shape[-2:]) >= 11:
             structure.append(ssim(images, decoded))
-    settings = f"posterior mean, {len(rows)} images of {source.spec.name}/{source.spec.split}"
+    settings = f"posterior mean, {_where(source, MAX_IMAGES)}"
     scores = [_mean_score("psnr", torch.cat(signal), settings)]
     if structure:
         scores.append(_mean_score("ssim", torch.cat(structure), settings))
     return scores
 
 
-@torch.inference_mode()
-def representation(pipeline: Any, source: Source) -> list[Score]:
-    """Active units; with labels, linear-probe and k-NN accuracy of posterior means (half to
-    fit).
-    """
-    _require_vae(pipeline, "representation")
-    rows = range(min(MAX_IMAGES, len(source)))
-    latents, labels = [], []
-    for start in range(0, len(rows), BATCH):
-        batch = source.batch(rows[start : start + BATCH])
-        posterior = pipeline.vae.encode(batch["images"].to(pipeline.device)).latent_dist
-        latents.append(posterior.mode().flatten(1).float().cpu())
-        labels.append(batch.get("labels", torch.zeros(0)))
-    z, y = torch.cat(latents).numpy(), torch.cat(labels).numpy()
-    settings = f"posterior means of {len(rows)} images of {source.spec.name}/{source.spec.split}"
+def representation(evidence: ModelEvidence) -> list[Score]:
+    """Active units; with labels, linear-probe and k-NN accuracy of posterior means."""
+    _require_vae(evidence.pipeline, "representation")
+    z, y = _encode(evidence, MAX_IMAGES)
+    settings = f"posterior means, {_where(evidence.source, MAX_IMAGES)}"
     scores = [
         _score("active_units", active_units(z), None, better="none", settings=settings),
         _score("latent_dimensions", z.shape[1], None, better="none", settings=settings),
@@ -102,19 +122,72 @@ def representation(pipeline: Any, source: Source) -> list[Score]:
     return scores
 
 
-def reconstruct(pipeline: Any, images: Tensor) -> Tensor:
-    """Expected image of the decoded posterior mean, [-1, 1], on the CPU."""
-    posterior = pipeline.vae.encode(images.to(pipeline.device)).latent_dist
-    params = pipeline.vae.decode(posterior.mode()).sample
-    own = getattr(pipeline, "likelihood", None)
-    return (own.mean(params) if own is not None else params.clamp(-1, 1)).float().cpu()
+def disentanglement(evidence: ModelEvidence) -> list[Score]:
+    """MIG, DCI, SAP and FactorVAE score of posterior means, for data with known factors."""
+    source = evidence.source
+    if not isinstance(source, SpritesSource):
+        raise HfgenError(
+            f"metrics: disentanglement needs data with known factors (data.path sprites), "
+            f"not {source.spec.name}"
+        )
+    z, _ = _encode(evidence, FACTOR_IMAGES)
+    factors = source.factors[: len(z)].numpy()
+    settings = f"posterior means of {len(z)} images of {source.spec.name}/{source.spec.split}"
+    found = {
+        "mig": mig(z, factors),
+        "sap": sap(z, factors, categorical=(0,)),
+        "factor_vae_score": factor_vae_score(z, factors),
+        **{f"dci_{name}": value for name, value in asdict(dci(z, factors)).items()},
+    }
+    return [
+        _score(name, value, None, better="higher", settings=settings)
+        for name, value in found.items()
+    ]
+
+
+@torch.inference_mode()
+def lpips(evidence: ModelEvidence) -> list[Score]:
+    """LPIPS of reconstructions of held-out images, with weights given as ``lpips=PATH``."""
+    pipeline, source = evidence.pipeline, evidence.source
+    network = load_lpips(evidence.weights.get("lpips"))
+    _require_vae(pipeline, "lpips")
+    values = []
+    for rows in _rows(source, MAX_IMAGES):
+        images = source.batch(rows)["images"]
+        values.append(network(images, reconstruct(pipeline, images)))
+    return [_mean_score("lpips", torch.cat(values), _where(source, MAX_IMAGES), better="lower")]
 
 
 MODEL_METRICS: dict[str, ModelMetric] = {
     "likelihood": likelihood,
     "reconstruction": reconstruction,
     "representation": representation,
+    "disentanglement": disentanglement,
+    "lpips": lpips,
 }
+
+
+@torch.inference_mode()
+def _encode(evidence: ModelEvidence, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Posterior means [N, D] and labels [N] (empty where there are none)."""
+    pipeline, source = evidence.pipeline, evidence.source
+    _require_vae(pipeline, "latents")
+    latents, labels = [], []
+    for rows in _rows(source, limit):
+        batch = source.batch(rows)
+        posterior = pipeline.vae.encode(batch["images"].to(pipeline.device)).latent_dist
+        latents.append(posterior.mode().flatten(1).float().cpu())
+        labels.append(batch.get("labels", torch.zeros(0)))
+    return torch.cat(latents).numpy(), torch.cat(labels).numpy()
+
+
+def _rows(source: Source, limit: int) -> list[range]:
+    count = min(limit, len(source))
+    return [range(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
+
+
+def _where(source: Source, limit: int) -> str:
+    return f"{min(limit, len(source))} images of {source.spec.name}/{source.spec.split}"
 
 
 def _require_vae(pipeline: Any, metric: str) -> None:
@@ -124,9 +197,9 @@ def _require_vae(pipeline: Any, metric: str) -> None:
         )
 
 
-def _mean_score(name: str, values: Tensor, settings: str) -> Score:
+def _mean_score(name: str, values: Tensor, settings: str, better: str = "higher") -> Score:
     error = float(values.std() / math.sqrt(len(values)))
-    return _score(name, float(values.mean()), error, better="higher", settings=settings)
+    return _score(name, float(values.mean()), error, better=better, settings=settings)
 
 
 def _score(

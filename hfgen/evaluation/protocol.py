@@ -80,7 +80,7 @@ class Protocol:
     """
 
     backbone: BackboneProtocol
-    reference: ImagesProtocol
+    reference: ImagesProtocol | SamplingProtocol
     samples: SamplingProtocol | ImagesProtocol
     quantisation: str = "round to uint8"
     ddof: int = 1
@@ -94,10 +94,11 @@ class Protocol:
     def __str__(self) -> str:
         steps = getattr(self.samples, "call", {}).get("num_inference_steps")
         shown = f", {steps} steps" if steps else ""
+        name = getattr(self.reference, "name", getattr(self.reference, "model", ""))
+        split = getattr(self.reference, "split", "samples")
         return (
             f"{self.backbone.name}, {self.samples.count} samples{shown} against "
-            f"{self.reference.count} of {self.reference.name}/{self.reference.split} "
-            f"[{self.digest}]"
+            f"{self.reference.count} of {name}/{split} [{self.digest}]"
         )
 
 

@@ -71,6 +71,8 @@ class Metric:
         convention: number of samples that published values use.
         gaussian: whether it fits covariances, so that N < D deserves a warning.
         heldout: whether it needs a second real set.
+        reconstructions: whether it measures reconstructions of held-out images against these,
+            instead of samples against the reference.
     """
 
     compute: Callable[[Evidence], Any]
@@ -80,6 +82,7 @@ class Metric:
     convention: int | None = None
     gaussian: bool = False
     heldout: bool = False
+    reconstructions: bool = False
 
     def numbers(self, name: str, evidence: Evidence) -> dict[str, Estimate]:
         """Score name -> estimate."""
@@ -124,6 +127,10 @@ METRICS: dict[str, Metric] = {
     "fd_dinov2": Metric(_frechet, _SE, backbone="dinov2", convention=50_000, gaussian=True),
     "sfid": Metric(
         _spatial, f"mixed_6/conv, {_SE}", backbone="inception", convention=50_000, gaussian=True
+    ),
+    "rfd": Metric(_frechet, _SE, gaussian=True, heldout=True, reconstructions=True),
+    "rfid": Metric(
+        _frechet, _SE, backbone="inception", gaussian=True, heldout=True, reconstructions=True
     ),
     "fd_infinity": Metric(_infinity, _INFINITY, gaussian=True),
     "fid_infinity": Metric(_infinity, _INFINITY, backbone="inception", gaussian=True),

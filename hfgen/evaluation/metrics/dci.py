@@ -56,7 +56,7 @@ def _importances(
     columns, accuracies = [], []
     for factor in v.T:
         # every split may choose any latent: else a useless one gets importance by lack of choice
-        forest = RandomForestClassifier(trees, max_features=None, random_state=seed)
+        forest = RandomForestClassifier(trees, max_features=1.0, random_state=seed)  # pyright: ignore[reportArgumentType]
         forest.fit(z[:split], factor[:split])
         columns.append(forest.feature_importances_)
         accuracies.append(forest.score(z[split:], factor[split:]))
