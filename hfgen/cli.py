@@ -166,7 +166,8 @@ def _train(options: argparse.Namespace, settings: list[str]) -> int:
     if options.print_config:
         print(recipe.to_yaml(), end="")
         return 0
-    if (options.num_processes or options.config_file) and "LOCAL_RANK" not in os.environ:
+    asked = options.num_processes is not None or options.config_file is not None
+    if asked and "LOCAL_RANK" not in os.environ:
         from hfgen.launch import launch
 
         return launch(

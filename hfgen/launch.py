@@ -138,7 +138,7 @@ def _is_report(line: str) -> bool:
     """A line of torchrun's table about a failed worker."""
     return bool(
         re.match(
-            r"^(=+|-+|Root Cause|Failures:|  <NO_OTHER|\[\d+\]:|  (time|host|rank|exitcode|error_file|traceback) )",
+            r"^(=+|-+|Root Cause|Failures:|\S* ?FAILED|  <NO_OTHER|\[\d+\]:|  (time|host|rank|exitcode|error_file|traceback)\s*:)",
             line,
         )
     )

@@ -112,10 +112,6 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         random_flip=recipe.data.random_flip,
         binarize=recipe.data.binarize,
     )
-    accelerator.wait_for_everyone()  # all have seen the folder as it was
-    if accelerator.is_main_process:
-        _open_folder(recipe, accelerator.num_processes)
-    accelerator.wait_for_everyone()
 
     def pipeline(models: Mapping[str, Any]) -> Any:
         return build_pipeline(recipe, {**components, **models})
@@ -126,7 +122,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         steps = accepted(pipe, num_inference_steps=recipe.logging.num_inference_steps)
         save_samples(pipe, target, recipe.logging.num_sample_images, seed=config.seed, **steps)
 
-    log = Log(accelerator, recipe.logging, recipe.folder, recipe.to_dict())
+    log = Log(accelerator, recipe.logging, recipe.folder)
     pusher = RunPusher(recipe.folder, recipe.hub) if recipe.hub.push_to_hub else None
 
     def saved(models: Mapping[str, Any], checkpoint: Path) -> None:
@@ -147,6 +143,12 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         recipe=recipe.to_yaml(),
         hooks=Hooks(sample=sample, evaluate=_evaluator(recipe, pipeline), saved=saved),
     )
+    # Only now that everything fits: a mistake leaves no half-made run, and no old one is lost.
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        _open_folder(recipe, accelerator.num_processes)
+    accelerator.wait_for_everyone()
+    log.start(recipe.to_dict())
     if resume is not None:
         trainer.restore(resume)
     stopped_by = trainer.run()

@@ -27,14 +27,16 @@ def check_trackers(config: LoggingConfig) -> None:
 class Log:
     """Writes numbers on the main process."""
 
-    def __init__(
-        self, accelerator: Accelerator, config: LoggingConfig, folder: Path, recipe: dict[str, Any]
-    ):
+    def __init__(self, accelerator: Accelerator, config: LoggingConfig, folder: Path):
         self._accelerator = accelerator
+        self._config = config
         self._file = folder / "metrics.jsonl"
         self.every = config.logging_steps
-        if config.trackers:
-            accelerator.init_trackers(config.project_name, config=_flat(recipe))
+
+    def start(self, recipe: dict[str, Any]) -> None:
+        """Let the trackers know the recipe, once the run's folder is there."""
+        if self._config.trackers:
+            self._accelerator.init_trackers(self._config.project_name, config=_flat(recipe))
 
     def rewind(self, step: int) -> None:
         """Drop lines after ``step``: a resumed run writes them again."""

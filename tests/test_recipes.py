@@ -1,0 +1,47 @@
+"""Every bundled recipe trains two steps through the command line, exports, and loads back as its pipeline."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from diffusers import DiffusionPipeline
+
+import hfgen
+from hfgen import recipe as recipes
+from hfgen.cli import main
+from hfgen.samples import accepted
+
+QUICK = {
+    "training.max_steps": "2",
+    "training.total_batch_size": "8",
+    "training.sample_every": "0",
+    "training.evaluate_every": "0",
+    "data.max_images": "64",
+}
+
+
+@pytest.mark.parametrize("name", recipes.bundled())
+def test_two_steps_saved_and_loaded(name, tmp_path):
+    words = [word for key, value in QUICK.items() for word in (f"--{key}", value)]
+    assert main(["train", name, *words, "--output_dir", str(tmp_path / "run")]) == 0
+    folder = tmp_path / "run"
+    assert (folder / "recipe.yaml").is_file() and (folder / "metrics.jsonl").is_file()
+    pipeline = hfgen.load(folder)
+    assert type(pipeline).__name__ == recipes.load(name).pipeline
+    assert isinstance(pipeline, DiffusionPipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    labels = [0, 1] if getattr(pipeline, "num_classes", None) else None
+    options = accepted(pipeline, num_inference_steps=2, class_labels=labels)
+    images = pipeline(batch_size=2, output_type="np", **options).images
+    assert images.shape[0] == 2 and images.min() >= 0 and images.max() <= 1
+
+
+@pytest.mark.parametrize("name", recipes.bundled())
+def test_a_recipe_says_what_it_is(name):
+    recipe = recipes.load(name)
+    assert recipe.name == name, "the run's folder is named by the recipe"
+    assert recipe.description
+    assert Path(recipes.RECIPES / f"{name}.yaml").read_text().startswith("#"), (
+        "a comment says where it comes from"
+    )
