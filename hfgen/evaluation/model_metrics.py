@@ -73,8 +73,9 @@ def likelihood(evidence: ModelEvidence) -> list[Score]:
     scores = []
     for name in bounds:
         k = SAMPLES.get(name, 1)
-        result = log_likelihood(pipeline, source, bound=name, k=k, max_images=MAX_IMAGES)
-        settings = f"{name}, K={k}, NFE={result.nfe}, {result.pixels}, {_where(source, MAX_IMAGES)}"
+        count = min(MAX_IMAGES, max(32, EVALUATIONS // BOUNDS[name].nfe(pipeline, k)))
+        result = log_likelihood(pipeline, source, bound=name, k=k, max_images=count)
+        settings = f"{name}, K={k}, NFE={result.nfe}, {result.pixels}, {_where(source, count)}"
         nats = (result.nats, result.standard_error)
         scores.append(_score(f"{name}_nats", *nats, better="higher", settings=settings))
         if result.bits_per_dim is not None:

@@ -1,0 +1,212 @@
+"""Our metrics beside the peers', in one run on the same features: CPU-seconds, memory and values.
+
+    python benchmarks/evaluation.py --output docs/benchmarks/evaluation.json
+
+Each measurement is a process of its own with one thread (CPU-seconds then do not count waiting
+threads), on the same seeded features, so that peak memory is that of one metric. Peers come from
+the package index: torch-fidelity (imported with an empty stub of torchvision), prdc, scipy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = 1000
+TARGETS = {
+    ("frechet", "torch-fidelity"): 4,
+    ("frechet", "scipy"): 8,
+    ("frechet_small", "torch-fidelity"): 5,
+    ("frechet_small", "scipy"): 5,
+    ("prdc", "prdc"): 4,
+    ("kid", "torch-fidelity"): 1.5,
+}
+CASES = {
+    "frechet": ["hfgen", "torch-fidelity", "scipy"],
+    "frechet_small": ["hfgen", "torch-fidelity", "scipy"],
+    "prdc": ["hfgen", "prdc"],
+    "kid": ["hfgen", "torch-fidelity"],
+    "frechet_error": ["hfgen"],
+}
+
+
+def features(samples: int, dimensions: int):
+    """Two sets of correlated, rectified features, as those of a network are; float32."""
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    mix = (draw.normal(size=(dimensions, dimensions)) / dimensions**0.5).astype(np.float32)
+    sets = []
+    for shift in (0.2, 0.25):
+        x = draw.normal(size=(samples, dimensions)).astype(np.float32)
+        sets.append(np.maximum(x @ mix + np.float32(shift), 0))
+    return sets
+
+
+def frechet_hfgen(a, b):
+    from hfgen.evaluation.metrics import frechet_distance
+
+    return lambda: frechet_distance(a, b)
+
+
+def frechet_torch_fidelity(a, b):
+    import torch
+
+    peer = _torch_fidelity("metric_fid")
+
+    def run():
+        parts = [peer.fid_features_to_statistics(torch.from_numpy(x)) for x in (a, b)]
+        return peer.fid_statistics_to_metric(*parts, verbose=False)["frechet_inception_distance"]
+
+    return run
+
+
+def frechet_scipy(a, b):
+    import numpy as np
+    from scipy.linalg import sqrtm
+
+    def run():
+        s1, s2 = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+        shift = a.mean(0) - b.mean(0)
+        return float(
+            shift @ shift + np.trace(s1) + np.trace(s2) - 2 * np.trace(sqrtm(s1 @ s2).real)
+        )
+
+    return run
+
+
+def frechet_error_hfgen(a, b):
+    from hfgen.evaluation.metrics import frechet_distance_with_error
+
+    return lambda: frechet_distance_with_error(a, b).standard_error
+
+
+def prdc_hfgen(a, b):
+    from hfgen.evaluation.metrics import prdc
+
+    def run():
+        found = prdc(a, b, 5)
+        return [found.precision, found.recall, found.density, found.coverage]
+
+    return run
+
+
+def prdc_prdc(a, b):
+    from prdc import compute_prdc
+
+    def run():
+        found = compute_prdc(a, b, 5)
+        return [float(found[k]) for k in ("precision", "recall", "density", "coverage")]
+
+    return run
+
+
+def kid_hfgen(a, b):
+    from hfgen.evaluation.metrics import kernel_distance
+
+    return lambda: kernel_distance(a, b).value
+
+
+def kid_torch_fidelity(a, b):
+    import torch
+
+    peer = _torch_fidelity("metric_kid")
+    options = {"kid_subsets": 100, "kid_subset_size": 1000, "verbose": False}
+    x, y = torch.from_numpy(a), torch.from_numpy(b)
+    return lambda: peer.kid_features_to_metric(x, y, **options)["kernel_inception_distance_mean"]
+
+
+def _torch_fidelity(module: str):
+    sys.path.insert(0, str(ROOT))
+    from tests.evaluation.peers import torch_fidelity
+
+    return torch_fidelity(module)
+
+
+def measure(case: str, who: str, samples: int, dimensions: int) -> dict:
+    """One measurement, in this process."""
+    import torch
+
+    torch.set_num_threads(1)
+    samples = SMALL if case == "frechet_small" else samples
+    a, b = features(samples, dimensions)
+    base = "frechet" if case == "frechet_small" else case
+    run = globals()[f"{base}_{who.replace('-', '_')}"](a, b)
+    torch.linalg.eigvalsh(torch.eye(8, dtype=torch.float64))  # library start-up is not the metric's
+    before = resource.getrusage(resource.RUSAGE_SELF)
+    memory_before = before.ru_maxrss
+    value = run()
+    after = resource.getrusage(resource.RUSAGE_SELF)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {
+        "case": case,
+        "who": who,
+        "cpu_seconds": round(seconds, 3),
+        "peak_mb_above_start": round((after.ru_maxrss - memory_before) / 1024),
+        "peak_mb": round(after.ru_maxrss / 1024),
+        "value": value,
+    }
+
+
+def spawn(case: str, who: str, samples: int, dimensions: int) -> dict:
+    """One measurement, in a process of its own with one thread."""
+    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
+    command = [sys.executable, __file__, "--measure", case, who]
+    command += ["--samples", str(samples), "--dimensions", str(dimensions)]
+    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(done.stderr[-2000:])
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def hardware() -> dict:
+    cpu = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
+    return {
+        "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
+        "cores": os.cpu_count(),
+        "threads_used": 1,
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "numpy", "scipy", "torch-fidelity", "prdc")},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=10_000)
+    parser.add_argument("--dimensions", type=int, default=2048)
+    parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
+    parser.add_argument("--output")
+    parser.add_argument("--measure", nargs=2)
+    options = parser.parse_args()
+    size = (options.samples, options.dimensions)
+    if options.measure:
+        print(json.dumps(measure(*options.measure, *size)))
+        return
+    found = {}
+    for case in options.cases:
+        for who in CASES[case]:
+            result = found[case, who] = spawn(case, who, *size)
+            ours = found[case, "hfgen"]
+            ratio = result["cpu_seconds"] / ours["cpu_seconds"]
+            result["ratio_to_hfgen"] = round(ratio, 2)
+            result["target_ratio"] = TARGETS.get((case, who))
+            cost = f"{result['cpu_seconds']:8.2f} CPU-s {result['peak_mb_above_start']:6} MB"
+            print(f"{case:14} {who:15} {cost} {ratio:6.2f}x {result['value']}", flush=True)
+    report = {"samples": size[0], "dimensions": size[1], "hardware": hardware()}
+    report["results"] = list(found.values())
+    if options.output:
+        path = Path(options.output)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
