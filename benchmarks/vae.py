@@ -7,9 +7,10 @@ Each side trains by its own trainer. Networks have the same layers, the batch is
 Adam runs at 1e-3, and no average is kept. After one warm-up round, rounds of both sides alternate;
 the figure is the median over rounds of images per second of CPU time, and of the ratio of a pair.
 
-What differs: pythae's decoders end in a sigmoid followed by a cross-entropy of probabilities, ours
-in logits. pythae 0.1.2 needs no shim here: only its trainer's progress bar and samplers import what
-newer packages dropped, and neither is touched.
+What differs: the convolutional VQ-VAE runs in ``channels_last`` on our side, a switch of the
+trainer that its recipes set and pythae's does not have. pythae's decoders end in a sigmoid followed
+by a cross-entropy of probabilities, ours in logits. pythae 0.1.2 needs no shim here: only its
+trainer's progress bar and samplers import what newer packages dropped, and neither is touched.
 """
 
 from __future__ import annotations
@@ -174,10 +175,12 @@ def our_round(name: str, images: Tensor, batch: int, folder: str) -> Round:
         models={"vae": vae},
         exported=("vae",),
         stream=BatchStream(TensorSource(images), batch, seed=0),
-        training=TrainingConfig(max_steps=10_000 * steps, total_batch_size=batch),
+        training=TrainingConfig(
+            max_steps=10_000 * steps, total_batch_size=batch, channels_last=name == "vq-vae"
+        ),
         optimizer=OptimizerConfig(type="adam", learning_rate=1e-3),
         ema=EMAConfig(half_lives=()),
-        log=Log(accelerator, LoggingConfig(), Path(folder), {}),
+        log=Log(accelerator, LoggingConfig(), Path(folder)),
         checkpoints=Checkpoints(Path(folder), None),
         recipe="",
         hooks=Hooks(),
