@@ -125,7 +125,9 @@ class Trainer:
         self._schedules = {
             role: build_schedule(settings[role], raw[role], training.steps) for role in roles
         }
-        self._optimizers = {role: accelerator.prepare(raw[role]) for role in roles}
+        # Accelerate's wrapper is there for the loss scaler of fp16; without one it only costs time.
+        scaled = accelerator.scaler is not None
+        self._optimizers = {r: accelerator.prepare(raw[r]) if scaled else raw[r] for r in roles}
 
     # -- the run ---------------------------------------------------------------------------------------------------
 
@@ -153,9 +155,7 @@ class Trainer:
 
     def train_step(self) -> dict[str, Tensor]:
         """One training step: each due phase on its own batch, then schedules, counters, averages."""
-        torch.manual_seed(
-            seed_from(self._config.seed, self.now.step, self._accelerator.process_index)
-        )
+        self._seed_global_draws()
         size = self._config.total_batch_size
         clock = Clock(self.now.step, self.now.images_seen, self._config.steps * size, size)
         terms: dict[str, Tensor] = {}
@@ -169,6 +169,16 @@ class Trainer:
         for ema in self._emas:
             ema.update(self.now.images_seen, self._config.total_batch_size)
         return terms
+
+    def _seed_global_draws(self) -> None:
+        """Make what is not drawn through ``Rng`` (dropout) a function of the step, for an exact resume.
+
+        Not ``torch.manual_seed``: without a GPU it queues a call with a stack trace at every step.
+        """
+        seed = seed_from(self._config.seed, self.now.step, self._accelerator.process_index)
+        torch.default_generator.manual_seed(seed)
+        if self._accelerator.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
 
     def _run_phase(self, phase: Phase, clock: Clock) -> dict[str, Tensor]:
         module = self._modules[phase.name]
@@ -212,8 +222,9 @@ class Trainer:
     def _clip(self, phase: Phase) -> None:
         if self._max_grad_norm is None:
             return
-        for role in phase.trains:
-            self._accelerator.unscale_gradients(self._optimizers[role])
+        if self._accelerator.scaler is not None:
+            for role in phase.trains:
+                self._accelerator.unscale_gradients(self._optimizers[role])
         parameters = [p for role in phase.trains for p in self.models[role].parameters()]
         nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
 
