@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hfgen.errors import HfgenError
 from hfgen.likelihoods import Bernoulli, Likelihood
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
-from hfgen.objectives.vae_penalties import Code, Penalty
+from hfgen.objectives.vae_penalties import Code, GaussianLike, Penalty
 from hfgen.rng import Rng
 
 Models = Mapping[str, nn.Module]
@@ -70,7 +70,10 @@ def draw(posterior: Any, rng: Rng, samples: int | None = None) -> tuple[Tensor, 
     else:  # drawn with the batch first, as every draw that a split must not change
         noise = rng.randn("eps", (shape[0], samples, *shape[1:])).movedim(1, 0)
     if ours:
-        return posterior.rsample(noise)
+        try:
+            return posterior.rsample(noise)
+        except ValueError as error:  # a model without a density
+            raise HfgenError(f"model.vae: {error}") from None
     z = posterior.mean + posterior.std * noise
     nats = -0.5 * (noise.square() + posterior.logvar + math.log(2 * math.pi))
     return z, nats.sum(tuple(range(1 - len(shape), 0)))
@@ -107,13 +110,26 @@ def tie_prior(models: Models) -> None:
     """Let a prior that lives on the encoder (VampPrior) see the encoder of this step."""
     if "prior" in models:
         prior: Any = models["prior"]
-        prior.tie(models["vae"])
+        try:
+            prior.tie(models["vae"])
+        except ValueError as error:  # made for another latent size, or another kind of VAE
+            raise HfgenError(f"model.prior: {error}") from None
 
 
 def active_units(mean: Tensor) -> Tensor:
     """How many latent dimensions the batch uses: Var_x E[z|x] > 0.01 (Burda et al. 2016, 2.3)."""
     mean = mean.detach().float().flatten(1)
     return (mean.var(0, correction=0) > 0.01).sum()
+
+
+def unused_spread(posterior: Any) -> Tensor:
+    """A sum of what has no part in a loss without noise: DDP wants every parameter in the graph."""
+    if not isinstance(posterior, GaussianLike):
+        raise HfgenError(
+            "objective: an autoencoder without noise takes a VAE with a Gaussian posterior, "
+            f"got {type(posterior).__name__}"
+        )
+    return posterior.logvar.sum()
 
 
 def require(name: str, value: float, least: float) -> None:
@@ -239,7 +255,7 @@ class Autoencoder(Objective):
         z = posterior.mode()
         params = vae.decode(z, **labels).sample
         reconstruction = -log_likelihood(self.likelihood, images, params).mean()
-        loss = reconstruction + 0 * _unused(posterior)
+        loss = reconstruction + 0 * unused_spread(posterior)
         logs = {"reconstruction": reconstruction, "active_units": active_units(z)}
         if self.penalty is not None:
             code = Code(images, posterior, z, params, lambda z: vae.decode(z, **labels).sample)
@@ -255,8 +271,3 @@ class Autoencoder(Objective):
             z = vae.encode(batch["images"], **label_arguments(vae, batch)).latent_dist.mode()
         loss = -prior.log_prob(z).mean()
         return loss, detach({"prior": loss})
-
-
-def _unused(posterior: Any) -> Tensor:
-    """The posterior's spread has no part in the loss; DDP wants every parameter in the graph."""
-    return posterior.logvar.sum()

@@ -19,6 +19,7 @@ from hfgen.objectives.vae import (
     log_likelihood,
     rate_terms,
     require,
+    unused_spread,
 )
 from hfgen.rng import Rng
 
@@ -129,8 +130,8 @@ class AdversarialAutoencoder(Objective):
         reconstruction = -log_likelihood(self.likelihood, images, params)
         adversarial = F.softplus(-discriminator(z).logits)
         loss = (reconstruction + self.weight * adversarial).mean()
-        if self.deterministic:  # the spread has no part; DDP wants every parameter in the graph
-            loss = loss + 0 * posterior.logvar.sum()
+        if self.deterministic:
+            loss = loss + 0 * unused_spread(posterior)
         logs = {"loss": loss, "reconstruction": reconstruction, "adversarial": adversarial}
         return loss, detach({**logs, "active_units": active_units(posterior.mode())})
 

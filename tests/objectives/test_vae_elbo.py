@@ -11,8 +11,9 @@ from hfgen.models.prior_mixture import GaussianMixturePrior
 from hfgen.models.prior_sphere import SphereUniformPrior
 from hfgen.models.prior_vamp import VampPrior
 from hfgen.models.vae_mlp import MLPVAE
+from hfgen.models.vae_vq import VQVAE
 from hfgen.objectives.base import Clock
-from hfgen.objectives.vae import ELBO, active_units
+from hfgen.objectives.vae import ELBO, Autoencoder, active_units
 from hfgen.objectives.vae_penalties import TotalCorrelation
 from hfgen.rng import Rng
 
@@ -174,3 +175,17 @@ def test_sphere_prior_keeps_the_closed_kl():
 def test_penalties_of_gaussians_name_another_posterior():
     with pytest.raises(HfgenError, match="needs a Gaussian posterior, got FlowPosterior"):
         run(ELBO(penalty=TotalCorrelation()), mlp(posterior={"type": "planar"}))
+
+
+@pytest.mark.parametrize(
+    "objective,vae,prior,message",
+    [
+        (ELBO(), VQVAE(8, block_out_channels=(4,)), None, "a deterministic encoder has no density"),
+        (ELBO(), MLPVAE(8, latent_dim=3), VampPrior(5, 4, 8), "latent_dim is 5, but the VAE's"),
+        (Autoencoder(), MLPVAE(8, posterior={"type": "vmf"}), None, "got VonMisesFisher"),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(objective, vae, prior, message):
+    models = {"vae": vae} | ({"prior": prior} if prior is not None else {})
+    with pytest.raises(HfgenError, match=message):
+        objective.loss("vae", models, batch(), Rng(0), START)
