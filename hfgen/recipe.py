@@ -195,7 +195,9 @@ def read(path: Path) -> dict[str, Any]:
     values = read_yaml(path)
     base = values.pop("base", None)
     if base is not None:
-        values = merge(read(find(str(base))), values)
+        below = read(find(str(base)))
+        measured = ("expect", "duration")  # of the base recipe, not of this one
+        values = merge({k: v for k, v in below.items() if k not in measured}, values)
     values.setdefault("name", path.stem)
     return values
 

@@ -23,6 +23,8 @@ from hfgen.evaluation.table import METRICS
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
+PAGE = ROOT / "README.md"
+MARKS = ("<!-- results -->", "<!-- /results -->")
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Row:
 def main() -> int:
     results = read_results()
     written = {DOCS / "coverage.md": coverage(results), DOCS / "results.md": result_tables(results)}
+    written[PAGE] = readme(results)
+    written |= {recipe_file(name): expectation(name, result) for name, result in results.items()}
     stale = [
         path for path, text in written.items() if not path.exists() or path.read_text() != text
     ]
@@ -76,6 +80,61 @@ def read_results() -> dict[str, dict[str, Any]]:
         ):
             found[name] = result
     return found
+
+
+# -- what the README and the recipes themselves say ---------------------------------------------------------------------
+
+
+def readme(results: Mapping[str, Any]) -> str:
+    """The README with its table of measured recipes."""
+    page = PAGE.read_text()
+    before, rest = page.split(MARKS[0])
+    after = rest.split(MARKS[1])[1]
+    ordered = sorted(results.values(), key=lambda r: (r["data"], value(r["scores"], "fd")))
+    rows = header(
+        "recipe",
+        "family",
+        "FD ↓",
+        "precision",
+        "recall",
+        "Vendi (diversity)",
+        "density",
+        "training, 2 cores",
+    )
+    for r in ordered:
+        cells = [
+            f"`{r['recipe']}`",
+            r["family"],
+            *(show(find(r["scores"], n)) for n in ("fd", "precision", "recall", "vendi")),
+        ]
+        rows.append(f"| {' | '.join([*cells, density(r['scores']), minutes(r)])} |")
+    table = "\n".join(rows)
+    return f"{before}{MARKS[0]}\n{table}\n{MARKS[1]}{after}"
+
+
+def recipe_file(name: str) -> Path:
+    return recipes.RECIPES / f"{name}.yaml"
+
+
+def expectation(name: str, result: Mapping[str, Any]) -> str:
+    """The recipe with its ``expect`` and ``duration`` lines, which `hfgen recipes` shows."""
+    said = {
+        "expect": f"{headline(result)}, precision {value(result['scores'], 'precision'):.2f}, "
+        f"recall {value(result['scores'], 'recall'):.2f} {density(result['scores'])}".strip(),
+        "duration": minutes(result),
+    }
+    lines = [
+        line
+        for line in recipe_file(name).read_text().splitlines()
+        if not line.startswith(("expect:", "duration:"))
+    ]
+    place = next(i for i, line in enumerate(lines) if line.startswith("description:")) + 1
+    lines[place:place] = [f'{key}: "{text}"' for key, text in said.items()]
+    return "\n".join(lines) + "\n"
+
+
+def minutes(result: Mapping[str, Any]) -> str:
+    return f"{result['seconds'] / 60:.1f} min"
 
 
 # -- coverage ----------------------------------------------------------------------------------------------------------
@@ -280,13 +339,12 @@ def baselines(results: list[dict[str, Any]]) -> Iterator[tuple[str, list[dict[st
 
 
 def result_line(result: Mapping[str, Any]) -> str:
-    minutes = f"{result['seconds'] / 60:.1f} min"
     cells = [
         f"`{result['recipe']}`",
         measured(result["scores"]),
         density(result["scores"]),
         f"{result['images_seen']:,}",
-        minutes,
+        minutes(result),
     ]
     cells += [
         f"{result['images_per_second']:,}",
