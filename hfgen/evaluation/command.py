@@ -60,9 +60,10 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     for name in ("num_inference_steps", "guidance_scale"):
         if getattr(options, name) is not None:
             call[name] = getattr(options, name)
+    model, changes = _untangle(options.model, rest)
     results = evaluate(
-        options.model,
-        data=_data(options.model, rest),
+        model,
+        data=_data(model, changes),
         images=options.images,
         reference=options.reference,
         output=options.output,
@@ -87,9 +88,8 @@ def run_compare(options: argparse.Namespace, rest: list[str]) -> int:
     return 0
 
 
-def _data(model: str | None, rest: list[str]) -> Any:
-    """A ``DataConfig`` of ``--data.KEY VALUE`` pairs over the run's own; None without any."""
-    changes = _dotted(rest)
+def _data(model: str | None, changes: dict[str, Any]) -> Any:
+    """A ``DataConfig`` of the changes over the run's own data; None without any."""
     if not changes:
         return None
     from hfgen.evaluation.measure import data_config, recipe_data
@@ -97,16 +97,27 @@ def _data(model: str | None, rest: list[str]) -> Any:
     return data_config({**recipe_data(model), **changes}, "command line")
 
 
-def _dotted(words: list[str]) -> dict[str, Any]:
-    """``--data.path mnist --data.channels=1`` -> {"path": "mnist", "channels": 1}."""
+def _untangle(model: str | None, rest: list[str]) -> tuple[str | None, dict[str, Any]]:
+    """The model, and ``--data.path mnist --data.channels=1`` as {"path": "mnist", "channels": 1}.
+
+    argparse takes the first free word for the optional MODEL, also one that is the value of a
+    ``--data.KEY`` it does not know, and leaves a model that comes after options to the rest.
+    """
+    words = [part for word in rest for part in (word.split("=", 1) if _is_key(word) else [word])]
     found: dict[str, Any] = {}
-    queue = [part for word in words for part in (word.split("=", 1) if _is_key(word) else [word])]
-    while queue:
-        key = queue.pop(0)
-        if not _is_key(key) or not queue:
-            raise HfgenError(f"evaluate: unknown argument {key}; settings are --data.KEY VALUE")
-        found[key.removeprefix(f"--{DATA}")] = _literal(queue.pop(0))
-    return found
+    while words:
+        word = words.pop(0)
+        if not _is_key(word):
+            if model is not None or word.startswith("-"):
+                raise HfgenError(f"evaluate: unknown argument {word}; settings: --data.KEY VALUE")
+            model = word
+            continue
+        missing = not words or _is_key(words[0])
+        if missing and model is None:
+            raise HfgenError(f"evaluate: {word} needs a value")
+        value, model = (model, None) if missing else (words.pop(0), model)
+        found[word.removeprefix(f"--{DATA}")] = _literal(str(value))
+    return model, found
 
 
 def _is_key(word: str) -> bool:

@@ -53,8 +53,24 @@ def test_mistakes_on_the_command_line(words, says):
         run(*words)
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["runs/x", "--data.path", "mnist", "--data.channels=1", "--data.center_crop", "false"],
+        ["--seed", "1", "runs/x", "--data.path", "mnist", "--data.channels=1"]
+        + ["--data.center_crop", "false"],
+        ["--data.channels=1", "--data.center_crop=false", "--data.path=mnist", "runs/x"],
+    ],
+)
+def test_model_and_settings_in_any_order(words):
+    parser = argparse.ArgumentParser()
+    command.add_evaluate_arguments(parser)
+    options, rest = parser.parse_known_args(words)
+    model, changes = command._untangle(options.model, rest)
+    assert model == "runs/x"
+    assert changes == {"path": "mnist", "channels": 1, "center_crop": False}
+
+
 def test_values_keep_their_types():
-    words = ["--data.path", "mnist", "--data.channels=1", "--data.center_crop", "false"]
-    assert command._dotted(words) == {"path": "mnist", "channels": 1, "center_crop": False}
     pairs = command._pairs("--call", ["eta=0.5", "name=x=y"], literal=True)
     assert pairs == {"eta": 0.5, "name": "x=y"}

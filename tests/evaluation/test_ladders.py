@@ -78,7 +78,7 @@ def test_mode_collapse_ladder(outputs, name):
         rows = torch.arange(COUNT) % distinct
         parts = (fake["features"][rows], fake["logits"][rows])
         found.append(scores(real["features"], *parts)[name])
-    assert found[0] > found[1] > found[2]
+    assert found[0] > found[1] >= found[2]
 
 
 def test_copies_of_the_training_set_are_recognised(outputs):

@@ -17,6 +17,8 @@ from torch import Tensor
 from hfgen.errors import HfgenError
 
 BLOCK = 2048
+CHUNK = 256
+"""Pairs whose differences are taken at once: they stay in the cache."""
 SPARE = 4
 """Candidates kept beyond k; rows where that could be too few are searched in full."""
 
@@ -37,25 +39,36 @@ class Neighbours:
 def nearest(queries: Tensor, reference: Tensor, k: int = 1) -> Neighbours:
     """The ``k`` nearest rows of ``reference`` [M, D] for each row of ``queries`` [N, D]."""
     _check_k(k, len(reference), "a reference set")
-    a, b = _Coarse.pair(queries, reference)
+    a, b = Points.pair(queries, reference)
     best = _Best.empty(len(queries), min(k + SPARE, len(reference)), queries.device)
-    for i, j, distances in _blocks(a, b):
-        best.offer(i, distances, j.start)
+    for i, j, bounds in _blocks(a, b):
+        best.offer(i, bounds, j.start)
     return _refine(a, b, best, k, others=False)
 
 
 def nearest_others(x: Tensor, k: int) -> Neighbours:
     """The ``k`` nearest *other* rows for each row of ``x`` [N, D]; no distance is made twice."""
-    _check_k(k, len(x) - 1, "the others in a set")
-    a, _ = _Coarse.pair(x, x)
-    best = _Best.empty(len(x), min(k + SPARE, len(x) - 1), x.device)
-    for i, j, distances in _blocks(a, a, upper=True):
+    points, _ = Points.pair(x, x)
+    return _refine(points, points, _best_others(points, k), k, others=True)
+
+
+def radii(points: Points, k: int) -> Tensor:
+    """Distance of each point to its ``k``-th nearest other one, [N] float64."""
+    best = _best_others(points, k)
+    return _refine(points, points, best, k, others=True, last_only=True).distances[:, -1]
+
+
+def _best_others(points: Points, k: int) -> _Best:
+    count = len(points.rows)
+    _check_k(k, count - 1, "the others in a set")
+    best = _Best.empty(count, min(k + SPARE, count - 1), points.rows.device)
+    for i, j, bounds in _blocks(points, points, upper=True):
         if i.start == j.start:
-            distances.fill_diagonal_(torch.inf)
+            bounds.fill_diagonal_(torch.inf)
         else:
-            best.offer(j, distances.T, i.start)
-        best.offer(i, distances, j.start)
-    return _refine(a, a, best, k, others=True)
+            best.offer(j, bounds.T, i.start)
+        best.offer(i, bounds, j.start)
+    return best
 
 
 @dataclass(frozen=True)
@@ -76,123 +89,137 @@ class Members:
 
 
 def memberships(
-    a: Tensor, b: Tensor, radii_a: Tensor | None, radii_b: Tensor | None, *, closed: bool
+    a: Points, b: Points, radii_a: Tensor | None, radii_b: Tensor | None, *, closed: bool
 ) -> tuple[Members, Members]:
-    """Which rows of ``b`` are in the balls around rows of ``a``, and the reverse, from one pass
-    over the distances.
+    """Which points of ``b`` are in the balls around those of ``a``, and the reverse, in one pass.
 
     Args:
-        a, b: [N, D], [M, D].
+        a, b: sets made by ``Points.pair``.
         radii_a, radii_b: [N], [M] float64; None leaves that direction out (its counts stay zero).
         closed: ``<=`` rather than ``<``.
     """
-    ca, cb = _Coarse.pair(a, b)
-    in_a = Members.none(len(b), len(a), a.device)
-    in_b = Members.none(len(a), len(b), a.device)
-    for i, j, distances in _blocks(ca, cb):
+    device = a.rows.device
+    in_a = Members.none(len(b.rows), len(a.rows), device)
+    in_b = Members.none(len(a.rows), len(b.rows), device)
+    for i, j, bounds in _blocks(a, b):
         if radii_a is not None:
-            rows, columns = _inside(ca, cb, i, j, distances, radii_a[i, None], closed=closed)
+            rows, columns = _inside(a, b, i, j, bounds, radii_a[i, None], closed=closed)
             in_a.add(columns, rows)
         if radii_b is not None:
-            rows, columns = _inside(ca, cb, i, j, distances, radii_b[j], closed=closed)
+            rows, columns = _inside(a, b, i, j, bounds, radii_b[j], closed=closed)
             in_b.add(rows, columns)
     return in_a, in_b
 
 
 def _inside(
-    a: _Coarse, b: _Coarse, i: slice, j: slice, coarse: Tensor, radii: Tensor, *, closed: bool
+    a: Points, b: Points, i: slice, j: slice, bounds: Tensor, radii: Tensor, *, closed: bool
 ) -> tuple[Tensor, Tensor]:
     """Index pairs of one block that are within ``radii`` (broadcast over the block)."""
     limits = (radii * a.scale).square().float()
-    slack = a.slack[i, None] + b.slack[j]
-    rows, columns = torch.nonzero(coarse - slack <= limits, as_tuple=True)
-    limits = limits.expand_as(coarse)[rows, columns]
-    unsure = coarse[rows, columns] + slack[rows, columns] >= limits
-    exact_limits = radii.expand_as(coarse)[rows[unsure], columns[unsure]]
+    rows, columns = torch.nonzero(bounds <= limits, as_tuple=True)
+    limits = limits.expand_as(bounds)[rows, columns]
+    exact_limits = radii.expand_as(bounds)[rows, columns]
+    lower = bounds[rows, columns]
     rows, columns = rows + i.start, columns + j.start
+    unsure = lower + 2 * (a.slack[rows] + b.slack[columns]) >= limits
     exact = _distances(a.original, b.original, rows[unsure], columns[unsure])
     inside = torch.ones_like(unsure)
-    inside[unsure] = exact <= exact_limits if closed else exact < exact_limits
+    inside[unsure] = exact <= exact_limits[unsure] if closed else exact < exact_limits[unsure]
     return rows[inside], columns[inside]
 
 
 @dataclass(frozen=True)
-class _Coarse:
-    """A centred and scaled float32 copy, its squared norms, and its share of a bound on a squared
-    distance's error.
+class Points:
+    """A set of features, with a centred and scaled float32 copy of it to multiply.
+
+    Attributes:
+        original: [N, D].
+        rows: the copy, [N, D].
+        base: its squared norms less ``slack``, [N].
+        slack: its share of a bound on the rounding error of a squared distance, [N].
+        scale: factor of the copy.
     """
 
     original: Tensor
     rows: Tensor
-    squares: Tensor
+    base: Tensor
     slack: Tensor
     scale: float
 
     @classmethod
-    def pair(cls, a: Tensor, b: Tensor) -> tuple[_Coarse, _Coarse]:
-        centre = b.double().mean(0)
-        spread = float((b.double() - centre).square().mean().sqrt())
-        scale = 1 / spread if spread > 0 else 1.0
+    def pair(cls, a: Tensor, b: Tensor) -> tuple[Points, Points]:
+        """Both sets [N, D], [M, D] with one centre and one scale."""
+        centre = b.mean(0)
+        largest = float(torch.maximum(a.abs().amax(), b.abs().amax()))
+        scale = 1 / largest if largest > 0 else 1.0
         first = cls._of(a, centre, scale)
         return first, first if a is b else cls._of(b, centre, scale)
 
     @classmethod
-    def _of(cls, x: Tensor, centre: Tensor, scale: float) -> _Coarse:
-        rows = ((x.double() - centre) * scale).float()
-        squares = rows.double().square().sum(1)
-        # |fl(x'y) - x'y| <= D u |x||y| (Higham 2002, section 3.1), and |x||y| <= (|x|^2 + |y|^2) /
-        # 2; 8 more units for the cast, the sums and the comparison
-        unit = torch.finfo(torch.float32).eps / 2
-        slack = squares * ((x.shape[1] + 8) * unit) + torch.finfo(torch.float32).tiny
-        return cls(x, rows, squares.float(), slack.float(), scale)
+    def _of(cls, x: Tensor, centre: Tensor, scale: float) -> Points:
+        rows = (x - centre).mul_(scale).float()
+        squares = torch.linalg.vecdot(rows, rows)
+        # A scalar product of D terms errs by at most D u |x||y| (Higham 2002, section 3.1), with
+        # |x||y| <= (|x|^2 + |y|^2) / 2, and a norm by D u |x|^2; 16 more units for the copy's own
+        # rounding, the sums and the comparison; the last term for subnormal numbers
+        info = torch.finfo(torch.float32)
+        slack = squares * ((2 * x.shape[1] + 16) * info.eps / 2) + info.tiny
+        return cls(x, rows, squares - slack, slack, scale)
 
 
-def _blocks(
-    a: _Coarse, b: _Coarse, *, upper: bool = False
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Row slices and the coarse squared distances between them; with ``upper``, only j >= i."""
+def _blocks(a: Points, b: Points, *, upper: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Row slices, and lower bounds of the scaled squared distances; with ``upper``, only j >= i."""
     for i in range(0, len(a.rows), BLOCK):
         for j in range(i if upper else 0, len(b.rows), BLOCK):
             rows, columns = slice(i, i + BLOCK), slice(j, j + BLOCK)
-            product = torch.addmm(b.squares[columns], a.rows[rows], b.rows[columns].T, alpha=-2)
-            yield rows, columns, product.add_(a.squares[rows, None])
+            product = torch.addmm(b.base[columns], a.rows[rows], b.rows[columns].T, alpha=-2)
+            yield rows, columns, product.add_(a.base[rows, None])
 
 
 @dataclass(frozen=True)
 class _Best:
-    """Running smallest coarse squared distances per row, ascending."""
+    """Running smallest bounds of squared distances per row, ascending."""
 
-    distances: Tensor
+    bounds: Tensor
     indices: Tensor
 
     @classmethod
     def empty(cls, n: int, keep: int, device: torch.device) -> _Best:
-        distances = torch.full((n, keep), torch.inf, device=device)
-        return cls(distances, torch.zeros(n, keep, dtype=torch.int64, device=device))
+        bounds = torch.full((n, keep), torch.inf, device=device)
+        return cls(bounds, torch.zeros(n, keep, dtype=torch.int64, device=device))
 
-    def offer(self, rows: slice, distances: Tensor, offset: int) -> None:
+    def offer(self, rows: slice, bounds: Tensor, offset: int) -> None:
         """Merge a block [rows, M'] whose columns are the candidates from ``offset`` on."""
-        keep = min(self.distances.shape[1], distances.shape[1])
-        values, indices = torch.topk(distances, keep, dim=1, largest=False, sorted=False)
-        values = torch.cat([self.distances[rows], values], dim=1)
+        keep = min(self.bounds.shape[1], bounds.shape[1])
+        values, indices = torch.topk(bounds, keep, dim=1, largest=False, sorted=False)
+        values = torch.cat([self.bounds[rows], values], dim=1)
         indices = torch.cat([self.indices[rows], indices + offset], dim=1)
-        values, order = torch.topk(values, self.distances.shape[1], dim=1, largest=False)
-        self.distances[rows] = values
+        values, order = torch.topk(values, self.bounds.shape[1], dim=1, largest=False)
+        self.bounds[rows] = values
         self.indices[rows] = indices.gather(1, order)
 
 
-def _refine(a: _Coarse, b: _Coarse, best: _Best, k: int, *, others: bool) -> Neighbours:
-    """Exact distances of all candidates that could be among the k nearest; rows with too few
-    candidates in full.
+def _refine(
+    a: Points, b: Points, best: _Best, k: int, *, others: bool, last_only: bool = False
+) -> Neighbours:
+    """Exact distances of the candidates that could be among the k nearest.
+
+    A distance lies between its bound and that plus the row's margin, so candidates that are a
+    margin above the k-th bound cannot be among the k. With ``last_only`` those a margin below it
+    are left out as well (-inf): they are nearer than the k-th whatever they are. A row of which too
+    few candidates were kept to be sure is searched in full.
     """
     margin = 2 * (a.slack + b.slack.max())
-    possible = best.distances <= (best.distances[:, k - 1] + margin)[:, None]
-    rows, columns = possible.nonzero(as_tuple=True)
-    exact = torch.full(best.distances.shape, torch.inf, dtype=torch.float64, device=margin.device)
+    kth = best.bounds[:, k - 1]
+    possible = best.bounds <= (kth + margin)[:, None]
+    certain = (best.bounds < (kth - margin)[:, None]) & last_only
+    rows, columns = (possible & ~certain).nonzero(as_tuple=True)
+    exact = torch.full(best.bounds.shape, torch.inf, dtype=torch.float64, device=margin.device)
+    exact[certain] = -torch.inf
     exact[rows, columns] = _distances(a.original, b.original, rows, best.indices[rows, columns])
     exact, order = exact.sort(dim=1, stable=True)
     found = Neighbours(exact[:, :k].contiguous(), best.indices.gather(1, order)[:, :k])
-    complete = best.distances.shape[1] == len(b.rows) - others
+    complete = best.bounds.shape[1] == len(b.rows) - others
     unsure = possible[:, -1] & (found.distances[:, -1] > 0) & (not complete)
     for row in unsure.nonzero().flatten():
         _search_row(a.original, b.original, int(row), found, others=others)
@@ -209,10 +236,11 @@ def _search_row(a: Tensor, b: Tensor, row: int, found: Neighbours, *, others: bo
 
 def _distances(a: Tensor, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
     """|a_i - b_j| for index pairs, from float64 differences."""
-    parts = [
-        (a[i[s : s + BLOCK]].double() - b[j[s : s + BLOCK]].double()).square_().sum(1).sqrt_()
-        for s in range(0, len(i), BLOCK)
-    ]
+    parts = []
+    for start in range(0, len(i), CHUNK):
+        rows, columns = i[start : start + CHUNK], j[start : start + CHUNK]
+        difference = a[rows].double().sub_(b[columns])
+        parts.append(torch.linalg.vecdot(difference, difference).sqrt_())
     return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64, device=a.device)
 
 

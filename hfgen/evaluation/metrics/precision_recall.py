@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from hfgen.evaluation.arrays import Array, as_pair
-from hfgen.evaluation.metrics.neighbours import memberships, nearest_others
+from hfgen.evaluation.metrics.neighbours import Points, memberships, radii
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,8 @@ def precision_recall(
         closed: whether the surface belongs to the ball (``<=``, the paper and torch-fidelity) or
             not (``<``, prdc).
     """
-    x, y = as_pair(real, fake)
-    balls, covered = memberships(x, y, _radii(x, k), _radii(y, k), closed=closed)
+    x, y = Points.pair(*as_pair(real, fake))
+    balls, covered = memberships(x, y, radii(x, k), radii(y, k), closed=closed)
     return PrecisionRecall(_share(balls.per_point), _share(covered.per_point))
 
 
@@ -67,8 +67,8 @@ def density_coverage(
     Args:
         real, fake: features [N, D] with N > k, and [M, D].
     """
-    x, y = as_pair(real, fake)
-    balls, _ = memberships(x, y, _radii(x, k), None, closed=closed)
+    x, y = Points.pair(*as_pair(real, fake))
+    balls, _ = memberships(x, y, radii(x, k), None, closed=closed)
     return DensityCoverage(float(balls.per_point.double().mean() / k), _share(balls.per_ball))
 
 
@@ -76,18 +76,14 @@ def prdc(real: Array, fake: Array, k: int = 5, *, closed: bool = False) -> PRDC:
     """Precision, recall, density and coverage with one k and one comparison, as the package
     ``prdc`` defines them.
     """
-    x, y = as_pair(real, fake)
-    balls, covered = memberships(x, y, _radii(x, k), _radii(y, k), closed=closed)
+    x, y = Points.pair(*as_pair(real, fake))
+    balls, covered = memberships(x, y, radii(x, k), radii(y, k), closed=closed)
     return PRDC(
         precision=_share(balls.per_point),
         recall=_share(covered.per_point),
         density=float(balls.per_point.double().mean() / k),
         coverage=_share(balls.per_ball),
     )
-
-
-def _radii(x: Tensor, k: int) -> Tensor:
-    return nearest_others(x, k).distances[:, -1]
 
 
 def _share(counts: Tensor) -> float:
