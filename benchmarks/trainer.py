@@ -1,9 +1,11 @@
-"""The trainer beside a bare PyTorch loop and pythae's trainer: same model, same batch, same optimizer, one run.
+"""The trainer beside a bare PyTorch loop and pythae's trainer: same model, same batch, same
+optimizer, one run.
 
     python benchmarks/trainer.py            # writes docs/benchmarks/trainer.json
 
-Rounds are interleaved and timed in CPU seconds, because the machine is shared; the ratio is that of the medians. No EMA
-and no logging on either side. Peers: `pip install --no-deps pythae==0.1.2` (skipped, and said so, where it is missing).
+Rounds are interleaved and timed in CPU seconds, because the machine is shared; the ratio is that of
+the medians. No EMA and no logging on either side. Peers: `pip install --no-deps pythae==0.1.2`
+(skipped, and said so, where it is missing).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """hfgen: train, measure and share generative models of images on the Hugging Face stack.
 
-``hfgen.train`` and ``hfgen.load`` are imported when first used, so that ``import hfgen`` stays instant.
+``hfgen.train`` and ``hfgen.load`` are imported when first used, so that ``import hfgen`` stays
+instant.
 """
 
 from __future__ import annotations

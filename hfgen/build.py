@@ -1,4 +1,6 @@
-"""From a recipe and the shape of its data to components by role, and from components to a pipeline."""
+"""From a recipe and the shape of its data to components by role, and from components to a
+pipeline.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,8 @@ def component_class(name: str, where: str) -> type:
     near = str(one_of(where, name, [*MODELS, *stock]))
     hint = near[near.index("did you mean") :].split("?")[0] + "? " if "did you mean" in near else ""
     raise HfgenError(
-        f"{where}: unknown model {name!r}; {hint}valid: {', '.join(sorted(MODELS))}, or a model or scheduler class of diffusers"
+        f"{where}: unknown model {name!r}; {hint}valid: {', '.join(sorted(MODELS))}, or a "
+        f"model or scheduler class of diffusers"
     )
 
 
@@ -42,7 +45,8 @@ def pipeline_class(name: str) -> type[DiffusionPipeline]:
     if isinstance(cls, type) and issubclass(cls, DiffusionPipeline):
         return cls
     raise HfgenError(
-        f"pipeline: unknown pipeline {name!r}; valid: {', '.join(sorted(PIPELINES))}, or a pipeline class of diffusers"
+        f"pipeline: unknown pipeline {name!r}; valid: {', '.join(sorted(PIPELINES))}, or a "
+        f"pipeline class of diffusers"
     )
 
 
@@ -61,7 +65,9 @@ def build_components(recipe: Recipe, data: DataSpec) -> dict[str, Any]:
 
 
 def _roles_in(recipe: Recipe, source: str) -> list[str]:
-    """The roles that ``model.pretrained`` fills: those of the pipeline there, or the one role that is trained."""
+    """The roles that ``model.pretrained`` fills: those of the pipeline there, or the one role that
+    is trained.
+    """
     from hfgen.hub.load import component_names
 
     names = component_names(source)
@@ -80,13 +86,16 @@ def _check_fits(role: str, model: Any, follow: Mapping[str, Any], recipe: Recipe
         has = model.config.get(name)
         if isinstance(has, int) and has != follow[name]:
             raise HfgenError(
-                f"model.{role}: {type(model).__name__} was trained with {name} {has}, the data has {follow[name]}; "
+                f"model.{role}: {type(model).__name__} was trained with {name} {has}, the data "
+                f"has {follow[name]}; "
                 f"set {setting} to {has}"
             )
 
 
 def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPipeline:
-    """The recipe's pipeline over ``components``; a constructor argument that is no role is read off the objective."""
+    """The recipe's pipeline over ``components``; a constructor argument that is no role is read off
+    the objective.
+    """
     cls = pipeline_class(recipe.pipeline)
     arguments: dict[str, Any] = {}
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
@@ -98,13 +107,16 @@ def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPi
             arguments[name] = encode(getattr(recipe.objective, name), choices())
         elif parameter.default is inspect.Parameter.empty:
             raise HfgenError(
-                f"pipeline: {recipe.pipeline} needs a component {name!r}; the recipe's roles are {', '.join(components)}"
+                f"pipeline: {recipe.pipeline} needs a component {name!r}; the recipe's roles "
+                f"are {', '.join(components)}"
             )
     return cls(**arguments)
 
 
 def exported_roles(recipe: Recipe) -> tuple[str, ...]:
-    """Roles of the recipe that its pipeline samples with (a discriminator travels along, without an average)."""
+    """Roles of the recipe that its pipeline samples with (a discriminator travels along, without an
+    average).
+    """
     roles = inspect.signature(
         pipeline_class(recipe.pipeline).__init__
     ).parameters  # a prior is optional, but sampled from
@@ -131,7 +143,8 @@ def _follow(recipe: Recipe, data: DataSpec) -> dict[str, Any]:
     if recipe.data.class_conditional:
         if not data.class_names:
             raise HfgenError(
-                f"data.class_conditional: {data.name} has no class labels; set it to false, or name data.label_column"
+                f"data.class_conditional: {data.name} has no class labels; set it to false, or "
+                f"name data.label_column"
             )
         follow["num_class_embeds"] = len(data.class_names)
     return follow
@@ -184,7 +197,8 @@ def _pretrained(role: str, options: dict[str, Any]) -> Any:
     source, where = options.pop("pretrained"), f"model.{role}"
     if options:
         raise HfgenError(
-            f"{where}: {', '.join(options)} cannot be set beside pretrained; its own config.json holds them"
+            f"{where}: {', '.join(options)} cannot be set beside pretrained; its own "
+            f"config.json holds them"
         )
     folder = Path(source) / "pipeline"
     return load_component(str(folder) if folder.is_dir() else source, role)

@@ -1,6 +1,8 @@
-"""``hfgen train | sample | evaluate | compare | push | check | ...``: arguments in, one function call out.
+"""``hfgen train | sample | evaluate | compare | push | check | ...``: arguments in, one function
+call out.
 
-Nothing heavy is imported before it is known which command runs, so that ``hfgen --help`` answers at once.
+Nothing heavy is imported before it is known which command runs, so that ``hfgen --help`` answers at
+once.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ Command = Callable[[argparse.Namespace, list[str]], int]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; 0 on success, 2 on a user's mistake (one line on stderr), 130/143 when stopped by a signal."""
+    """Run one command; 0 on success, 2 on a user's mistake (one line on stderr), 130/143 when
+    stopped by a signal.
+    """
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
     if rest and not options.takes_settings:
@@ -176,7 +180,8 @@ def _train(options: argparse.Namespace, settings: list[str]) -> int:
     from hfgen.run import train_recipe
 
     run = train_recipe(recipe, overwrite=options.overwrite)
-    # Under a launcher a worker that saved and stopped has done well; the launcher's parent says how it ended.
+    # Under a launcher a worker that saved and stopped has done well; the launcher's parent says
+    # how it ended.
     return 0 if run.finished or "LOCAL_RANK" in os.environ else 128 + run.signal
 
 

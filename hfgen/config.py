@@ -1,8 +1,9 @@
 """Dataclasses <-> YAML <-> ``--section.key value``.
 
-Three layers become one nested dict (a base recipe, a file, the command line), the dict is checked strictly against the
-dataclass, and draccus builds the dataclass. draccus alone is too kind: it turns ``true`` into 1, ``null`` into any type
-and hides which file a key came from, so ``check`` looks first.
+Three layers become one nested dict (a base recipe, a file, the command line), the dict is checked
+strictly against the dataclass, and draccus builds the dataclass. draccus alone is too kind: it
+turns ``true`` into 1, ``null`` into any type and hides which file a key came from, so ``check``
+looks first.
 """
 
 from __future__ import annotations
@@ -44,13 +45,15 @@ for _tag, _pattern, _first in (
         re.compile(rf"^(?:{_pattern})$"),
         list(_first.replace("\0", "")) + [""],
     )
-# PyYAML's own float reader wants a dot in "1e-4"; Python's does not.
-_Loader.add_constructor(
-    "tag:yaml.org,2002:float",
-    lambda loader, node: float(
-        loader.construct_scalar(node).replace("_", "").replace(".inf", "inf").replace(".nan", "nan")
-    ),
-)
+
+
+def _float(loader: yaml.Loader, node: yaml.ScalarNode) -> float:
+    text = str(loader.construct_scalar(node)).replace("_", "")
+    return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+
+# PyYAML's own reader wants a dot in "1e-4"; Python's does not.
+_Loader.add_constructor("tag:yaml.org,2002:float", _float)  # type: ignore[arg-type]
 
 
 def parse_yaml(text: str, origin: str) -> Any:
@@ -141,10 +144,12 @@ def resolve(choice: str | type) -> type:
 
 
 class Decoder:
-    """Builds a dataclass from nested values: strict, with errors that name key, origin and what is valid.
+    """Builds a dataclass from nested values: strict, with errors that name key, origin and what is
+    valid.
 
     Args:
-        choices: tables for the fields whose type is an abstract base class (``{"type": name, ...}`` or just ``name``).
+        choices: tables for the fields whose type is an abstract base class (``{"type": name, ...}``
+            or just ``name``).
         origin: says where a dotted key came from ("my.yaml", "command line").
     """
 
@@ -153,7 +158,9 @@ class Decoder:
         self.origin = origin
 
     def decode(self, cls: type, values: Mapping[str, Any], path: str = "") -> Any:
-        """An instance of the dataclass ``cls``; HfgenError on unknown keys, wrong types and impossible values."""
+        """An instance of the dataclass ``cls``; HfgenError on unknown keys, wrong types and
+        impossible values.
+        """
         self._check_keys(cls, values, path)
         hints = typing.get_type_hints(cls)
         arguments = {
@@ -173,7 +180,8 @@ class Decoder:
         for key in values:
             if key not in fields:
                 raise HfgenError(
-                    f"{self.origin(_join(path, str(key)))}: {one_of_key(_join(path, str(key)), key, list(fields))}"
+                    f"{self.origin(_join(path, str(key)))}: "
+                    f"{one_of_key(_join(path, str(key)), key, list(fields))}"
                 )
         for name, field in fields.items():
             required = (
@@ -228,7 +236,9 @@ def one_of_key(path: str, key: str, valid: list[str]) -> str:
 
 
 def encode(value: Any, choices: Choices) -> Any:
-    """A dataclass as plain YAML values, ``type`` first where a table chose the class; the inverse of ``decode``."""
+    """A dataclass as plain YAML values, ``type`` first where a table chose the class; the inverse
+    of ``decode``.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         body = {
             f.name: encode(getattr(value, f.name), choices)

@@ -1,4 +1,6 @@
-"""What a run ran on: stands in the run's ``environment.json``, in the card and beside every measured number."""
+"""What a run ran on: stands in the run's ``environment.json``, in the card and beside every
+measured number.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def describe(num_processes: int = 1) -> dict[str, Any]:
 
 
 def commit() -> str | None:
-    """The short commit of hfgen's own repository, with "+" when files were changed; None outside one."""
+    """The short commit of hfgen's own repository, with "+" when files were changed; None outside
+    one.
+    """
     root = Path(__file__).parents[1]
 
     def git(*words: str) -> str:

@@ -1,7 +1,8 @@
 """``hfgen train --num-processes N``: Accelerate's own launcher, with its noise taken out.
 
-The launcher prints a traceback when a worker stops for any reason, exits 1 on SIGTERM and kills workers after 30 s. So
-signals go straight to the workers, which save and leave with 0, and its tracebacks are filtered away.
+The launcher prints a traceback when a worker stops for any reason, exits 1 on SIGTERM and kills
+workers after 30 s. So signals go straight to the workers, which save and leave with 0, and its
+tracebacks are filtered away.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from hfgen.errors import HfgenError
 from hfgen.recipe import Recipe
 
 _NOISE = re.compile(
-    r"^[EWI]\d{4} .*(elastic|distributed)|ChildFailedError|SignalException|^\*{10,}|torch/distributed/run\.py"
+    r"^[EWI]\d{4} "
+    r".*(elastic|distributed)|ChildFailedError|SignalException|^\*{10,}|torch/distributed/run\.py"
 )
 
 
@@ -60,7 +62,8 @@ def launch(
         return 2
     if status != 0:
         print(
-            f"hfgen: error: a process of the run ended with status {status}; its last lines are above",
+            f"hfgen: error: a process of the run ended with status {status}; its last lines "
+            f"are above",
             file=sys.stderr,
         )
     return status
@@ -112,7 +115,9 @@ def _words(process: psutil.Process) -> list[str]:
 
 
 def _copy_stderr(process: subprocess.Popen[str]) -> bool:
-    """Pass the workers' lines on, each error once; drop the launcher's own tracebacks. Whether an error was said."""
+    """Pass the workers' lines on, each error once; drop the launcher's own tracebacks. Whether an
+    error was said.
+    """
     said: set[str] = set()
     block: list[str] = []
     assert process.stderr is not None
@@ -138,7 +143,8 @@ def _is_report(line: str) -> bool:
     """A line of torchrun's table about a failed worker."""
     return bool(
         re.match(
-            r"^(=+|-+|Root Cause|Failures:|\S* ?FAILED|  <NO_OTHER|\[\d+\]:|  (time|host|rank|exitcode|error_file|traceback)\s*:)",
+            r"^(=+|-+|Root Cause|Failures:|\S* ?FAILED|  <NO_OTHER|\[\d+\]:|  "
+            r"(time|host|rank|exitcode|error_file|traceback)\s*:)",
             line,
         )
     )

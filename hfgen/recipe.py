@@ -1,7 +1,8 @@
 """The composition root: one ``Recipe`` dataclass, and tables that map names to classes.
 
-Adding a model is one file and one line in ``MODELS``; an objective one file and one line in ``OBJECTIVES``. Classes are
-named as "module:Class" and imported when chosen, so that listing recipes costs nothing.
+Adding a model is one file and one line in ``MODELS``; an objective one file and one line in
+``OBJECTIVES``. Classes are named as "module:Class" and imported when chosen, so that listing
+recipes costs nothing.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ class Recipe:
         name: also names the run's folder.
         family: vae, gan or diffusion.
         description, expect, duration: for ``hfgen recipes``: what it is, what to expect, how long.
-        pipeline: class name of the pipeline that is exported; it takes the roles that its constructor names.
+        pipeline: class name of the pipeline that is exported; it takes the roles that its
+            constructor names.
         model: role -> ``{type: ClassName, argument: value, ...}``, or a path to load the role from.
         output_dir: default ``runs/<name>``.
     """
@@ -142,12 +144,14 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.format_version != FORMAT_VERSION:
             raise ValueError(
-                f"format_version: {self.format_version} is not {FORMAT_VERSION}, the one that this hfgen reads"
+                f"format_version: {self.format_version} is not {FORMAT_VERSION}, the one that "
+                f"this hfgen reads"
             )
         for role in sorted({role for phase in self.objective.phases for role in phase.trains}):
             if role not in self.model and "pretrained" not in self.model:
                 raise ValueError(
-                    f"model: the objective trains {role!r}, which is not among {', '.join(sorted(self.model))}"
+                    f"model: the objective trains {role!r}, which is not among "
+                    f"{', '.join(sorted(self.model))}"
                 )
 
     @property
@@ -169,7 +173,9 @@ def bundled() -> list[str]:
 
 
 def find(name: str) -> Path:
-    """The YAML file that ``name`` means: a bundled recipe, a file, a run's or a pipeline's folder, a Hub id."""
+    """The YAML file that ``name`` means: a bundled recipe, a file, a run's or a pipeline's folder,
+    a Hub id.
+    """
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
@@ -185,7 +191,8 @@ def find(name: str) -> Path:
         return path / "recipe.yaml"
     if path.is_dir():
         raise HfgenError(
-            f"recipe: {name} holds no recipe.yaml; give a run, a YAML file or one of {', '.join(bundled())}"
+            f"recipe: {name} holds no recipe.yaml; give a run, a YAML file or one of "
+            f"{', '.join(bundled())}"
         )
     raise one_of("recipe", name, bundled())
 
@@ -205,8 +212,9 @@ def read(path: Path) -> dict[str, Any]:
 def load(name: str, overrides: Mapping[str, Any] | list[str] | None = None) -> Recipe:
     """A recipe by name or path, with overrides (nested values, or command-line words) on top.
 
-    A bundled name or a YAML file is trained from scratch; a run's folder, a pipeline's folder or a Hub id gives its
-    weights too (``model.pretrained``), unless the run is resumed. What was read from a run goes into a fresh folder.
+    A bundled name or a YAML file is trained from scratch; a run's folder, a pipeline's folder or a
+    Hub id gives its weights too (``model.pretrained``), unless the run is resumed. What was read
+    from a run goes into a fresh folder.
 
     Raises HfgenError, one line, on unknown keys, wrong types and impossible combinations.
     """

@@ -25,7 +25,8 @@ class Run:
 
     Attributes:
         output_dir: the run's folder.
-        signal: number of the signal that stopped it early, 0 when it finished; ``resume_from_checkpoint="latest"`` goes on.
+        signal: number of the signal that stopped it early, 0 when it finished;
+            ``resume_from_checkpoint="latest"`` goes on.
     """
 
     output_dir: Path
@@ -69,7 +70,7 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
     check_trackers(recipe.logging)
     accelerator = Accelerator(
         mixed_precision=recipe.training.mixed_precision,
-        log_with=recipe.logging.trackers or None,
+        log_with=recipe.logging.trackers or None,  # type: ignore[arg-type]
         project_dir=str(recipe.folder),
     )
     try:
@@ -163,7 +164,9 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
 
 
 def _evaluator(recipe: Recipe, pipeline: Callable[..., Any]) -> Callable[..., dict[str, float]]:
-    """Measures the averaged models by a small protocol; the backbone is loaded when it is first needed."""
+    """Measures the averaged models by a small protocol; the backbone is loaded when it is first
+    needed.
+    """
 
     @cache
     def protocol() -> Any:
@@ -181,7 +184,9 @@ def _evaluator(recipe: Recipe, pipeline: Callable[..., Any]) -> Callable[..., di
 
 
 def export(pipeline: Any, recipe: Recipe, folder: Path) -> None:
-    """Write the pipeline with its recipe beside it, aside first, so that a half-written one is never there."""
+    """Write the pipeline with its recipe beside it, aside first, so that a half-written one is
+    never there.
+    """
     aside = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     pipeline.save_pretrained(aside)
@@ -207,7 +212,8 @@ def _check_processes() -> None:
         value = os.environ.get(name, "0")
         if not value.isdigit():
             raise HfgenError(
-                f"environment: {name} is {value!r}, not a number; unset it or launch with --num-processes"
+                f"environment: {name} is {value!r}, not a number; unset it or launch with "
+                f"--num-processes"
             )
 
 
@@ -215,13 +221,15 @@ def _check_accelerator(accelerator: Any) -> None:
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != accelerator.num_processes:
         raise HfgenError(
-            f"environment: WORLD_SIZE is {world} but Accelerate runs {accelerator.num_processes} process(es); "
+            f"environment: WORLD_SIZE is {world} but Accelerate runs "
+            f"{accelerator.num_processes} process(es); "
             "launch with hfgen train --num-processes, or unset WORLD_SIZE"
         )
     kind = accelerator.distributed_type.value
     if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         raise HfgenError(
-            f"accelerate config: {kind} is not supported (several models are trained at once); use multi-GPU DDP"
+            f"accelerate config: {kind} is not supported (several models are trained at once); "
+            f"use multi-GPU DDP"
         )
 
 
@@ -233,7 +241,8 @@ def _check_folder(recipe: Recipe, overwrite: bool) -> None:
         return
     if not overwrite:
         raise HfgenError(
-            f"output_dir: {folder} already holds a run; use --resume latest, --overwrite or --output_dir OTHER"
+            f"output_dir: {folder} already holds a run; use --resume latest, --overwrite or "
+            f"--output_dir OTHER"
         )
     if not (folder / "recipe.yaml").is_file():
         raise HfgenError(
@@ -262,7 +271,8 @@ def _check_same_recipe(recipe: Recipe, checkpoint: Path) -> None:
     changed = recipes.differences(old, read_plain(recipe))
     if changed and not recipe.training.allow_recipe_change:
         raise HfgenError(
-            f"resume_from_checkpoint: the recipe differs from {checkpoint}'s in {', '.join(changed)}; "
+            f"resume_from_checkpoint: the recipe differs from {checkpoint}'s in "
+            f"{', '.join(changed)}; "
             "change it back, or add --training.allow_recipe_change true"
         )
 
@@ -275,7 +285,8 @@ def read_plain(recipe: Recipe) -> dict[str, Any]:
 
 
 def export_checkpoint(folder: str, checkpoint: str = "latest", ema: int = 0) -> Path:
-    """Write a run's ``pipeline`` anew from one of its checkpoints, with the code that is installed now.
+    """Write a run's ``pipeline`` anew from one of its checkpoints, with the code that is installed
+    now.
 
     Args:
         folder: the run's folder.
@@ -291,13 +302,15 @@ def export_checkpoint(folder: str, checkpoint: str = "latest", ema: int = 0) -> 
     recipe = _recipe_of(folder)
     if recipe.ema.half_lives and not 0 <= ema < len(recipe.ema.half_lives):
         raise HfgenError(
-            f"--ema: {ema} is none of the {len(recipe.ema.half_lives)} averages of {folder}, counted from 0"
+            f"--ema: {ema} is none of the {len(recipe.ema.half_lives)} averages of {folder}, "
+            f"counted from 0"
         )
     checkpoints = Checkpoints(Path(folder) / "checkpoints", None)
     best = checkpoints.best()
     if checkpoint == "best" and best is None:
         raise HfgenError(
-            f"--checkpoint best: {folder} was not evaluated while it trained; set training.evaluate_every"
+            f"--checkpoint best: {folder} was not evaluated while it trained; set "
+            f"training.evaluate_every"
         )
     source = (
         checkpoints.folder / best["checkpoint"]
@@ -323,7 +336,9 @@ def _recipe_of(folder: str) -> Recipe:
 
 
 def fit_prior_of_run(folder: str, kind: str, **options: Any) -> Path:
-    """Fit a prior to the latents of a run's autoencoder and export the pipeline with it; its folder."""
+    """Fit a prior to the latents of a run's autoencoder and export the pipeline with it; its
+    folder.
+    """
     from hfgen.data import load_source
     from hfgen.fit_prior import fit_prior
     from hfgen.hub.load import load

@@ -18,7 +18,9 @@ from hfgen.recipe import MODELS
 def draw(
     pipeline: Any, num_images: int, *, seed: int = 0, batch_size: int = 64, **options: Any
 ) -> list[Image.Image]:
-    """``num_images`` PIL images; image i comes from its own generator (seed, i), so the batch size changes nothing."""
+    """``num_images`` PIL images; image i comes from its own generator (seed, i), so the batch size
+    changes nothing.
+    """
     images: list[Image.Image] = []
     pipeline.set_progress_bar_config(disable=True)
     for first in range(0, num_images, batch_size):
@@ -89,10 +91,13 @@ def sample_to_file(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Path:
-    """Load a model and save a grid of its images; ``options`` that are None are left to the pipeline."""
+    """Load a model and save a grid of its images; ``options`` that are None are left to the
+    pipeline.
+    """
     if num_images < 1 or batch_size < 1:
         raise HfgenError(
-            f"sample: --num-images and --batch-size must be positive, got {num_images} and {batch_size}"
+            f"sample: --num-images and --batch-size must be positive, got {num_images} and "
+            f"{batch_size}"
         )
     from hfgen.hub.load import load
 
@@ -117,7 +122,9 @@ def sample_to_file(
 
 
 def swap_scheduler(pipeline: Any, name: str) -> Any:
-    """The diffusers scheduler ``name`` with the settings of the pipeline's own; HfgenError where it does not fit."""
+    """The diffusers scheduler ``name`` with the settings of the pipeline's own; HfgenError where it
+    does not fit.
+    """
     current = getattr(pipeline, "scheduler", None)
     if current is None:
         raise HfgenError(f"--scheduler: {type(pipeline).__name__} has no scheduler")

@@ -1,4 +1,6 @@
-"""``make demo``: train ``mnist-vae`` on bundled digits, print its test ELBO, and load the result as anybody would."""
+"""``make demo``: train ``mnist-vae`` on bundled digits, print its test ELBO, and load the result as
+anybody would.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,11 @@
-"""Measure exported runs by one protocol, and write what the tables of the documentation are made of.
+"""Measure exported runs by one protocol, and write what the tables of the documentation are made
+of.
 
     python scripts/measure.py mnist-vae mnist-dcgan        # after `hfgen train` of each
 
-For each run: ``docs/results/NAME.json`` (scores with error bars and protocol, baselines, recipe hash, commit, images
-seen, seconds, hardware) and ``docs/images/NAME.png``. Nothing in those files is typed by hand.
+For each run: ``docs/results/NAME.json`` (scores with error bars and protocol, baselines, recipe
+hash, commit, images seen, seconds, hardware) and ``docs/images/NAME.png``. Nothing in those files
+is typed by hand.
 """
 
 from __future__ import annotations
@@ -42,7 +44,9 @@ def main() -> None:
 
 
 def measure(run: Path, name: str) -> None:
-    """One run: scores of its exported pipeline, of its untrained network and of the data's baselines."""
+    """One run: scores of its exported pipeline, of its untrained network and of the data's
+    baselines.
+    """
     recipe = recipes.decode(recipes.read(run / "recipe.yaml"), lambda key: str(run / "recipe.yaml"))
     train = load_source(recipe.data, split="train")
     validation = load_source(recipe.data, split="validation")

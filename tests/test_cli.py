@@ -1,4 +1,6 @@
-"""The command line as a user meets it: one clear line for every mistake, and what the README promises."""
+"""The command line as a user meets it: one clear line for every mistake, and what the README
+promises.
+"""
 
 from __future__ import annotations
 
@@ -100,25 +102,25 @@ def test_a_grid_does_not_depend_on_the_batch_size(tmp_path):
     [
         (["train", "mnist-vea"], "did you mean 'mnist-vae'"),
         (["train", "nothing.yaml"], "no file nothing.yaml"),
-        (["train", "mnist-vae", "--model.vae.type", "MLPVEA"], "model.vae.type: unknown model 'MLPVEA'; did you mean 'MLPVAE'"),
+        (["train", "mnist-vae", "--model.vae.type", "MLPVEA"], "model.vae.type: unknown model 'MLPVEA'; did you mean 'MLPVAE'"),  # noqa: E501
         (["train", "mnist-vae", "--model.vae.hidden", "3"], "did you mean 'hidden_size'"),
-        (["train", "mnist-vae", "--model.vae.hidden_size", "wide"], "model.vae.hidden_size: expected a whole number"),
-        (["train", "mnist-vae", "--model.vae.latent_dim", "0"], "latent_dim must be at least 1, got 0"),
+        (["train", "mnist-vae", "--model.vae.hidden_size", "wide"], "model.vae.hidden_size: expected a whole number"),  # noqa: E501
+        (["train", "mnist-vae", "--model.vae.latent_dim", "0"], "latent_dim must be at least 1, got 0"),  # noqa: E501
         (["train", "mnist-vae", "--pipeline", "VAEPipe"], "unknown pipeline 'VAEPipe'"),
         (["train", "mnist-vae", "--model.vae", "nowhere/at/all"], "nowhere/at/all"),
         (["train", "mnist-vae", "--data.path", "./nowhere"], "nowhere"),
         (["train", "mnist-vae", "--data.split", "trian"], "trian"),
         (["train", "mnist-vae", "--data.image_column", "picture"], "picture"),
         (["train", "mnist-vae", "--training.total_batch_size", "20000"], "20000"),
-        (["train", "mnist-vae", "--training.gradient_accumulation_steps", "3"], "128 is not divisible by 1 process(es) x 3"),
+        (["train", "mnist-vae", "--training.gradient_accumulation_steps", "3"], "128 is not divisible by 1 process(es) x 3"),  # noqa: E501
         (["train", "mnist-vae", "--optimizer.lr_scheduler", "cosin"], "did you mean 'cosine'"),
         (["train", "mnist-vae", "--optimizer.roles", "{vae: {lr: 1}}"], "optimizer.roles.vae"),
-        (["train", "mnist-vae", "--training.gradient_checkpointing", "true"], "does not support it"),
+        (["train", "mnist-vae", "--training.gradient_checkpointing", "true"], "does not support it"),  # noqa: E501
         (["train", "mnist-vae", "--num-processes", "0"], "must be at least 1, got 0"),
         (["train", "mnist-vae", "--logging.report_to", "wandb"], "pip install wandb"),
         (["train", "mnist-ddpm", "--model.unet.block_out_channels", "[30, 60, 60]"], "model.unet"),
         (["train", "mnist-dcgan", "--data.resolution", "27"], "27"),
-        (["train", "mnist-vae", "--data.path", "emoji", "--data.class_conditional", "true", "--data.label_column", "x"], "x"),
+        (["train", "mnist-vae", "--data.path", "emoji", "--data.class_conditional", "true", "--data.label_column", "x"], "x"),  # noqa: E501
         (["sample", "nowhere"], "nowhere"),
         (["sample", "runs/nowhere", "--num-images", "0"], "must be positive"),
     ],
@@ -194,7 +196,7 @@ def test_a_launch_with_a_mistake_is_one_line(tmp_path):
     )
     assert result.returncode == 2
     assert result.stderr.strip().splitlines() == [
-        "hfgen: error: training.total_batch_size: 5 is not divisible by 2 process(es) x 1 gradient_accumulation_steps"
+        "hfgen: error: training.total_batch_size: 5 is not divisible by 2 process(es) x 1 gradient_accumulation_steps"  # noqa: E501
     ]
 
 
@@ -218,7 +220,7 @@ def test_import_is_instant_and_without_torch():
 
 
 def test_help_needs_nothing_heavy():
-    code = "import sys\nfrom hfgen.cli import build_parser\nbuild_parser().format_help()\nassert 'torch' not in sys.modules"
+    code = "import sys\nfrom hfgen.cli import build_parser\nbuild_parser().format_help()\nassert 'torch' not in sys.modules"  # noqa: E501
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -1,4 +1,6 @@
-"""Every command of the README that is marked as tested runs, in the order of the page, in a fresh folder."""
+"""Every command of the README that is marked as tested runs, in the order of the page, in a fresh
+folder.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Every bundled recipe trains two steps through the command line, exports, and loads back as its pipeline."""
+"""Every bundled recipe trains two steps through the command line, exports, and loads back as its
+pipeline.
+"""
 
 from __future__ import annotations
 

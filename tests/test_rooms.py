@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# room -> packages outside the standard library that its files may import ("hfgen.x" allows that part
+# room -> packages outside the standard library that its files may import ("hfgen.x" allows that
+# part
 # of hfgen, "hfgen=" the bare package alone)
 ROOMS: dict[str, set[str]] = {
     "hfgen/errors.py": set(),
@@ -119,7 +120,9 @@ def files() -> list[str]:
 
 
 def imports(source: str) -> list[tuple[int, str]]:
-    """(line, dotted name) of each absolute import; ``from a import b`` is named a.b when a is hfgen itself."""
+    """(line, dotted name) of each absolute import; ``from a import b`` is named a.b when a is hfgen
+    itself.
+    """
     found = []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

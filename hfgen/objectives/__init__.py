@@ -1,1 +1,3 @@
-"""What is minimised. Each objective is hyperparameters plus a pure call that is handed the models."""
+"""What is minimised. Each objective is hyperparameters plus a pure call that is handed the
+models.
+"""

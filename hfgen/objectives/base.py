@@ -22,8 +22,10 @@ class Phase:
     Attributes:
         name: which loss (handed back to ``Objective.loss``).
         trains: the models that it updates; all others are frozen while it runs.
-        every: run on each n-th step only (lazy regularisation; n critic steps: the generator's phase with ``every=n``).
-        data: whether it draws a fresh batch of its own; one without still gets a batch, of which only the size counts.
+        every: run on each n-th step only (lazy regularisation; n critic steps: the generator's
+            phase with ``every=n``).
+        data: whether it draws a fresh batch of its own; one without still gets a batch, of which
+            only the size counts.
     """
 
     name: str
@@ -34,10 +36,11 @@ class Phase:
 
 @dataclass(frozen=True)
 class Clock:
-    """How far training is. Schedules read ``images_seen``, so that they mean the same at any batch size.
+    """How far training is. Schedules read ``images_seen``, so that they mean the same at any batch
+    size.
 
-    ``total_batch_size`` is the number of images in one step, over all processes and micro-batches (``batch`` of a loss
-    is only a part of it); 0 where nobody said.
+    ``total_batch_size`` is the number of images in one step, over all processes and micro-batches
+    (``batch`` of a loss is only a part of it); 0 where nobody said.
     """
 
     step: int
@@ -55,10 +58,12 @@ class Clock:
 
 
 class Objective(ABC):
-    """Hyperparameters plus a pure call. Concrete ones are frozen keyword-only dataclasses and final.
+    """Hyperparameters plus a pure call. Concrete ones are frozen keyword-only dataclasses and
+    final.
 
-    Whatever has state (an adaptive probability, a learned variance, a codebook) is a module among the models, named by
-    ``extra_models``: then it is checkpointed, synchronised and moved like the rest.
+    Whatever has state (an adaptive probability, a learned variance, a codebook) is a module among
+    the models, named by ``extra_models``: then it is checkpointed, synchronised and moved like the
+    rest.
     """
 
     @property
@@ -70,14 +75,17 @@ class Objective(ABC):
     def loss(
         self, phase: str, models: Mapping[str, nn.Module], batch: Batch, rng: Rng, clock: Clock
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss over the rows of ``batch`` (a scalar that backward is called on) and named detached scalars to log.
+        """Mean loss over the rows of ``batch`` (a scalar that backward is called on) and named
+        detached scalars to log.
 
-        Called inside the module that is wrapped for DDP, so the models may be called in any way (``encode``,
-        ``decode``, JVP, double backward).
+        Called inside the module that is wrapped for DDP, so the models may be called in any way
+        (``encode``, ``decode``, JVP, double backward).
         """
 
     def extra_models(self) -> dict[str, nn.Module]:
-        """State that belongs to the objective rather than to the recipe's ``model`` section; none by default."""
+        """State that belongs to the objective rather than to the recipe's ``model`` section; none
+        by default.
+        """
         return {}
 
 

@@ -1,7 +1,9 @@
-"""Checkpoints on disk: written aside and then renamed, so that the latest one is whole whatever happens.
+"""Checkpoints on disk: written aside and then renamed, so that the latest one is whole whatever
+happens.
 
-A checkpoint is a folder ``checkpoint-<step>``: ``<model>.safetensors`` for every model and average, ``optimizers.pt``
-(read with ``weights_only``), ``state.json`` (counters) and the run's ``recipe.yaml``.
+A checkpoint is a folder ``checkpoint-<step>``: ``<model>.safetensors`` for every model and average,
+``optimizers.pt`` (read with ``weights_only``), ``state.json`` (counters) and the run's
+``recipe.yaml``.
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ _NAME = re.compile(r"checkpoint-(\d+)$")
 
 @dataclass(frozen=True)
 class Snapshot:
-    """Everything that must survive: modules by file name, what only torch can pickle safely, and plain counters."""
+    """Everything that must survive: modules by file name, what only torch can pickle safely, and
+    plain counters.
+    """
 
     modules: Mapping[str, nn.Module]
     optimizers: dict[str, Any]
@@ -44,7 +48,8 @@ class Checkpoints:
         self._total_limit = total_limit
 
     def save(self, snapshot: Snapshot) -> Path:
-        """Write ``checkpoint-<step>`` atomically and drop the oldest beyond the limit (never the best).
+        """Write ``checkpoint-<step>`` atomically and drop the oldest beyond the limit (never the
+        best).
 
         Raises HfgenError when the disk refuses; the earlier checkpoints stay as they were.
         """
@@ -91,13 +96,15 @@ class Checkpoints:
             latest = self.latest()
             if latest is None:
                 raise HfgenError(
-                    f"resume_from_checkpoint: no whole checkpoint in {self.folder}; start without --resume"
+                    f"resume_from_checkpoint: no whole checkpoint in {self.folder}; start "
+                    f"without --resume"
                 )
             return latest
         path = Path(name)
         if not path.is_dir():
             raise HfgenError(
-                f"resume_from_checkpoint: {name} is not a folder; give 'latest' or a checkpoint-<step> folder"
+                f"resume_from_checkpoint: {name} is not a folder; give 'latest' or a "
+                f"checkpoint-<step> folder"
             )
         return path
 
@@ -126,7 +133,8 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
         state = json.loads(file.read_text())
     except (OSError, ValueError):
         raise HfgenError(
-            f"resume_from_checkpoint: {checkpoint} is not a whole checkpoint (no readable state.json)"
+            f"resume_from_checkpoint: {checkpoint} is not a whole checkpoint (no readable "
+            f"state.json)"
         ) from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise HfgenError(
@@ -143,12 +151,15 @@ def load_into(checkpoint: Path, modules: Mapping[str, nn.Module]) -> dict[str, A
         return torch.load(checkpoint / "optimizers.pt", map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise HfgenError(
-            f"resume_from_checkpoint: {checkpoint}/optimizers.pt cannot be read: {_first_line(error)}"
+            f"resume_from_checkpoint: {checkpoint}/optimizers.pt cannot be read: "
+            f"{_first_line(error)}"
         ) from None
 
 
 def load_module(file: Path, module: nn.Module) -> None:
-    """Load one module's weights; HfgenError names the file where they are missing, broken or of another shape."""
+    """Load one module's weights; HfgenError names the file where they are missing, broken or of
+    another shape.
+    """
     try:
         module.load_state_dict(load_file(file))
     except (OSError, SafetensorError) as error:

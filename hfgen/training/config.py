@@ -1,4 +1,6 @@
-"""Settings of the trainer. Counts of training are in images, so that they mean the same at any batch size."""
+"""Settings of the trainer. Counts of training are in images, so that they mean the same at any
+batch size.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,10 @@ class OptimizerConfig:
 
     Attributes:
         type: adamw, adam, sgd, rmsprop or adafactor.
-        lr_scheduler: a name of ``diffusers.optimization.get_scheduler`` (constant, linear, cosine, ...).
-        lr_warmup_steps: training steps of linear warm-up, whatever the accumulation and the number of processes.
+        lr_scheduler: a name of ``diffusers.optimization.get_scheduler`` (constant, linear, cosine,
+            ...).
+        lr_warmup_steps: training steps of linear warm-up, whatever the accumulation and the number
+            of processes.
         max_grad_norm: clip the gradient of each phase to this norm; null leaves it alone.
         roles: e.g. ``{discriminator: {learning_rate: 4.0e-4}}``.
     """
@@ -59,14 +63,17 @@ class TrainingConfig:
     """Length, batch, precision and rhythm of a run.
 
     Attributes:
-        total_images: length of the run, in images of real data batches. ``max_steps`` is accepted instead and wins.
+        total_images: length of the run, in images of real data batches. ``max_steps`` is accepted
+            instead and wins.
         total_batch_size: images in one optimizer step, over all processes and micro-batches.
         gradient_accumulation_steps: micro-batches that a step is split into on each process.
-        checkpoint_every, sample_every, evaluate_every: rhythm in images; null means ten checkpoints and five sample
+        checkpoint_every, sample_every, evaluate_every: rhythm in images; null means ten checkpoints
+        and five sample
             grids a run, and no evaluation before the end; 0 means never.
         best_metric: the metric of ``evaluate_every`` whose lowest value marks the best checkpoint.
         resume_from_checkpoint: "latest" or a checkpoint's folder (short: ``--resume``).
-        allow_recipe_change: lets a resumed run go on under a recipe that differs from the checkpoint's.
+        allow_recipe_change: lets a resumed run go on under a recipe that differs from the
+            checkpoint's.
     """
 
     total_images: int = 1_000_000
@@ -107,11 +114,14 @@ class TrainingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EMAConfig:
-    """Exponential moving averages of the exported models (Karras et al. 2020, StyleGAN2-ADA; Karras et al. 2024, EDM2).
+    """Exponential moving averages of the exported models (Karras et al. 2020, StyleGAN2-ADA; Karras
+    et al. 2024, EDM2).
 
     Attributes:
-        half_lives: half-life of each average, in images; the first is the one that is sampled and exported. Empty: none.
-        rampup_ratio: the half-life grows as this share of the images seen, until it is reached; null for no ramp.
+        half_lives: half-life of each average, in images; the first is the one that is sampled and
+            exported. Empty: none.
+        rampup_ratio: the half-life grows as this share of the images seen, until it is reached;
+            null for no ramp.
     """
 
     half_lives: tuple[int, ...] = (50_000,)
@@ -131,7 +141,8 @@ class LoggingConfig:
         report_to: trackers by name: tensorboard, trackio, wandb, or "none".
         logging_steps: how often the mean of the loss terms is written.
         num_sample_images: images in a sample grid.
-        num_inference_steps: steps of a diffusion sampler for these grids; an export samples with its own number.
+        num_inference_steps: steps of a diffusion sampler for these grids; an export samples with
+            its own number.
     """
 
     report_to: str | list[str] = "none"

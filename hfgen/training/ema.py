@@ -12,8 +12,9 @@ from torch import Tensor, nn
 class EMA:
     """One average of some models, with a half-life in images.
 
-    decay per step = 0.5 ^ (batch / half_life), half_life = min(half_life, rampup_ratio * images seen): Karras et al.
-    2020 (StyleGAN2-ADA, training loop), so the average follows quickly at first and does not remember the start.
+    decay per step = 0.5 ^ (batch / half_life), half_life = min(half_life, rampup_ratio * images
+    seen): Karras et al. 2020 (StyleGAN2-ADA, training loop), so the average follows quickly at
+    first and does not remember the start.
 
     Args:
         models: the models to follow, by role; deep copies of them are kept in ``models``.
@@ -34,7 +35,9 @@ class EMA:
         self._copied = [pair for _, copied in pairs for pair in copied]
 
     def decay(self, images_seen: int, batch: int) -> float:
-        """Weight of the old average in an update after ``images_seen`` images, the last ``batch`` of them new."""
+        """Weight of the old average in an update after ``images_seen`` images, the last ``batch``
+        of them new.
+        """
         half_life = self._half_life
         if self._rampup_ratio is not None:
             half_life = min(half_life, self._rampup_ratio * images_seen)

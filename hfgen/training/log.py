@@ -16,11 +16,14 @@ from hfgen.training.config import LoggingConfig
 
 
 def check_trackers(config: LoggingConfig) -> None:
-    """HfgenError at start where a tracker's package is missing: Accelerate itself would only warn and log nothing."""
+    """HfgenError at start where a tracker's package is missing: Accelerate itself would only warn
+    and log nothing.
+    """
     for name in config.trackers:
         if importlib.util.find_spec(name) is None:
             raise HfgenError(
-                f"logging.report_to: {name} is not installed; pip install {name}, or report_to: none"
+                f"logging.report_to: {name} is not installed; pip install {name}, or "
+                f"report_to: none"
             )
 
 
@@ -55,13 +58,17 @@ class Log:
         self._accelerator.log(values, step=step)
 
     def close(self) -> None:
-        """Let the trackers finish; the processes stay connected, for a program that trains again."""
+        """Let the trackers finish; the processes stay connected, for a program that trains
+        again.
+        """
         for tracker in self._accelerator.trackers:
             tracker.finish()
 
 
 class Progress:
-    """A bar with loss terms and images/s on a terminal; one plain line per tenth of the run elsewhere."""
+    """A bar with loss terms and images/s on a terminal; one plain line per tenth of the run
+    elsewhere.
+    """
 
     def __init__(self, total_steps: int, step: int, *, show: bool):
         self._show = show

@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 class Meter:
-    """Sums on the device; the numbers are read only when a line is written, so no step waits for the GPU."""
+    """Sums on the device; the numbers are read only when a line is written, so no step waits for
+    the GPU.
+    """
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}

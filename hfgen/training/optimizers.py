@@ -28,7 +28,9 @@ def config_for_role(config: OptimizerConfig, role: str) -> OptimizerConfig:
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """An optimizer over all parameters of ``model``; the fused kernel where torch has one for the device."""
+    """An optimizer over all parameters of ``model``; the fused kernel where torch has one for the
+    device.
+    """
     parameters = list(model.parameters())
     adam: dict[str, Any] = {
         "lr": config.learning_rate,
@@ -39,7 +41,7 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
             p.is_floating_point() and p.device.type in ("cpu", "cuda", "mps") for p in parameters
         ),
     }
-    plain = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
+    plain: dict[str, Any] = {"lr": config.learning_rate, "weight_decay": config.adam_weight_decay}
     match config.type:
         case "adamw":
             return torch.optim.AdamW(parameters, **adam)
@@ -57,7 +59,9 @@ def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Op
 def build_schedule(
     config: OptimizerConfig, optimizer: torch.optim.Optimizer, steps: int
 ) -> LambdaLR:
-    """A diffusers learning-rate schedule over ``steps`` training steps; stepped once per training step."""
+    """A diffusers learning-rate schedule over ``steps`` training steps; stepped once per training
+    step.
+    """
     names = [kind.value for kind in SchedulerType if kind.value != "piecewise_constant"]
     if config.lr_scheduler not in names:
         raise one_of("optimizer.lr_scheduler", config.lr_scheduler, names)

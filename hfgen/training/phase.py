@@ -1,4 +1,6 @@
-"""The module that is wrapped for DDP: one phase of an objective, with the models that it trains as children."""
+"""The module that is wrapped for DDP: one phase of an objective, with the models that it trains as
+children.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +13,12 @@ from hfgen.rng import Rng
 
 
 class PhaseModule(nn.Module):
-    """Computes a phase's loss in ``forward``, so that gradients synchronise however the objective calls the models.
+    """Computes a phase's loss in ``forward``, so that gradients synchronise however the objective
+    calls the models.
 
-    The trained models are children (their gradients are reduced); all others are held in a plain dict, frozen. Wrapping
-    the models instead would lose the synchronisation at every ``unwrap_model(m).encode(...)``.
+    The trained models are children (their gradients are reduced); all others are held in a plain
+    dict, frozen. Wrapping the models instead would lose the synchronisation at every
+    ``unwrap_model(m).encode(...)``.
     """
 
     def __init__(self, phase: Phase, objective: Objective, models: Mapping[str, object]):

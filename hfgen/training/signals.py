@@ -8,7 +8,9 @@ from types import FrameType
 
 
 class StopFlag:
-    """Context manager: while it is open, SIGTERM and SIGINT are remembered instead of killing the process."""
+    """Context manager: while it is open, SIGTERM and SIGINT are remembered instead of killing the
+    process.
+    """
 
     def __init__(self) -> None:
         self.number = 0

@@ -65,7 +65,8 @@ class Trainer:
     Args:
         accelerator: decides device, processes and precision.
         objective: what is minimised.
-        models: every component by role; the ``nn.Module``s among them move to the device, the trained ones are checkpointed.
+        models: every component by role; the ``nn.Module``s among them move to the device, the
+            trained ones are checkpointed.
         exported: trained roles that an average follows and the pipeline holds.
         stream: endless global batches.
         recipe: YAML text that is kept in each checkpoint.
@@ -129,7 +130,7 @@ class Trainer:
         scaled = accelerator.scaler is not None
         self._optimizers = {r: accelerator.prepare(raw[r]) if scaled else raw[r] for r in roles}
 
-    # -- the run ---------------------------------------------------------------------------------------------------
+    # -- the run
 
     def run(self) -> int:
         """Train to the end: 0; or to a signal: its number, after a checkpoint."""
@@ -154,7 +155,9 @@ class Trainer:
         return 0
 
     def train_step(self) -> dict[str, Tensor]:
-        """One training step: each due phase on its own batch, then schedules, counters, averages."""
+        """One training step: each due phase on its own batch, then schedules, counters,
+        averages.
+        """
         self._seed_global_draws()
         size = self._config.total_batch_size
         clock = Clock(self.now.step, self.now.images_seen, self._config.steps * size, size)
@@ -171,7 +174,8 @@ class Trainer:
         return terms
 
     def _seed_global_draws(self) -> None:
-        """Make what is not drawn through ``Rng`` (dropout) a function of the step, for an exact resume.
+        """Make what is not drawn through ``Rng`` (dropout) a function of the step, for an exact
+        resume.
 
         Not ``torch.manual_seed``: without a GPU it queues a call with a stack trace at every step.
         """
@@ -228,7 +232,7 @@ class Trainer:
         parameters = [p for role in phase.trains for p in self.models[role].parameters()]
         nn.utils.clip_grad_norm_(parameters, self._max_grad_norm)
 
-    # -- what happens now and then -----------------------------------------------------------------------------------
+    # -- what happens now and then
 
     def _periodic(self, *, finished: bool, stopped: bool) -> None:
         began = time.perf_counter()
@@ -259,7 +263,8 @@ class Trainer:
         value = values.get(self._config.best_metric)
         if value is None:
             raise HfgenError(
-                f"training.best_metric: {self._config.best_metric!r} was not measured; measured: {', '.join(values)}"
+                f"training.best_metric: {self._config.best_metric!r} was not measured; "
+                f"measured: {', '.join(values)}"
             )
         if best is None or value < best["value"]:
             path = self._checkpoints.latest() if saved else self._checkpoints.save(self.snapshot())
@@ -281,11 +286,13 @@ class Trainer:
         return values
 
     def _stop_clock(self, until: float) -> None:
-        """Add the time since the last look to the seconds of training (sampling and saving do not count)."""
+        """Add the time since the last look to the seconds of training (sampling and saving do not
+        count).
+        """
         self.now.seconds += until - self._speed.since
         self._speed = _Speed(since=until, images=self.now.images_seen)
 
-    # -- state -------------------------------------------------------------------------------------------------------
+    # -- state
 
     @property
     def averaged(self) -> dict[str, nn.Module]:
@@ -336,13 +343,14 @@ class Trainer:
         }
         return {**self.models, **self._state, **averages}
 
-    # -- processes and devices -----------------------------------------------------------------------------------------
+    # -- processes and devices
 
     def _split(self, config: TrainingConfig) -> tuple[int, int]:
         processes, splits = self._accelerator.num_processes, config.gradient_accumulation_steps
         if config.total_batch_size % (processes * splits):
             raise HfgenError(
-                f"training.total_batch_size: {config.total_batch_size} is not divisible by {processes} process(es) x "
+                f"training.total_batch_size: {config.total_batch_size} is not divisible by "
+                f"{processes} process(es) x "
                 f"{splits} gradient_accumulation_steps"
             )
         per_process = config.total_batch_size // processes
@@ -387,7 +395,8 @@ class Trainer:
         latest = self._checkpoints.latest()
         raise HfgenError(
             f"loss is not finite at {where}; last finite state: {latest or 'none'}. "
-            "Try a lower optimizer.learning_rate, optimizer.max_grad_norm 1.0 or mixed_precision bf16 instead of fp16"
+            "Try a lower optimizer.learning_rate, optimizer.max_grad_norm 1.0 or "
+            "mixed_precision bf16 instead of fp16"
         )
 
 
@@ -395,6 +404,7 @@ def _enable_checkpointing(role: str, model: nn.Module) -> None:
     enable = getattr(model, "enable_gradient_checkpointing", None)
     if enable is None or not getattr(model, "_supports_gradient_checkpointing", False):
         raise HfgenError(
-            f"training.gradient_checkpointing: {type(model).__name__} (role {role}) does not support it"
+            f"training.gradient_checkpointing: {type(model).__name__} (role {role}) does not "
+            f"support it"
         )
     enable()

@@ -1,4 +1,6 @@
-"""Runs of shipped recipes through the command line, in this process or in several, and what they leave behind."""
+"""Runs of shipped recipes through the command line, in this process or in several, and what they
+leave behind.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ from safetensors.torch import load_file
 
 from hfgen.cli import main
 
-# Tiny, but with all that could break the laws switched on: EMA, flips, dynamic pixels, lazy phases, label draws.
+# Tiny, but with all that could break the laws switched on: EMA, flips, dynamic pixels, lazy
+# phases, label draws.
 COMMON = {
     "training.total_batch_size": "16",
     "data.random_flip": "true",
@@ -58,7 +61,9 @@ def run(recipe: str, output_dir: Path, **settings: str) -> Path:
 
 
 def run_in_processes(count: int, argument_lists: list[list[str]]) -> None:
-    """Several runs, one after the other, in the same ``count`` processes (importing diffusers is what takes the time)."""
+    """Several runs, one after the other, in the same ``count`` processes (importing diffusers is
+    what takes the time).
+    """
     command = [
         "accelerate.commands.launch",
         "--multi_gpu",

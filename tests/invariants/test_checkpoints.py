@@ -16,7 +16,12 @@ from hfgen.training.checkpoints import Checkpoints, Snapshot, load_into, read_st
 
 def snapshot(step: int) -> Snapshot:
     torch.manual_seed(step)
-    return Snapshot({"vae": nn.Linear(2, 2)}, {"optimizers": {"vae": {"step": step}}}, {"step": step}, "name: x\n")
+    return Snapshot(
+        {"vae": nn.Linear(2, 2)},
+        {"optimizers": {"vae": {"step": step}}},
+        {"step": step},
+        "name: x\n",
+    )
 
 
 def test_what_is_saved_is_loaded(tmp_path):
@@ -33,7 +38,11 @@ def test_retention_keeps_the_newest_and_the_best(tmp_path):
     folder.mark_best(folder.save(snapshot(1)), "fd", 5.0)
     for step in (2, 3, 10):
         folder.save(snapshot(step))
-    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-10", "checkpoint-3"]
+    assert sorted(p.name for p in tmp_path.glob("checkpoint-*")) == [
+        "checkpoint-1",
+        "checkpoint-10",
+        "checkpoint-3",
+    ]
     assert folder.latest() == tmp_path / "checkpoint-10"
 
 
@@ -46,7 +55,9 @@ def test_a_full_disk_keeps_the_last_checkpoint(tmp_path, monkeypatch, fails):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(module if fails == "save_file" else module.os, fails, full)
-    with pytest.raises(HfgenError, match=r"checkpoint-2: .*No space left.*last whole one is .*checkpoint-1"):
+    with pytest.raises(
+        HfgenError, match=r"checkpoint-2: .*No space left.*last whole one is .*checkpoint-1"
+    ):
         folder.save(snapshot(2))
     assert [p.name for p in tmp_path.iterdir()] == ["checkpoint-1"]
     load_into(folder.latest(), {"vae": nn.Linear(2, 2)})

@@ -1,4 +1,6 @@
-"""SIGTERM saves and stops; after kill -9 the latest checkpoint is whole; both go on with --resume."""
+"""SIGTERM saves and stops; after kill -9 the latest checkpoint is whole; both go on with
+--resume.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,15 @@ SETTINGS = [
 
 
 def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "hfgen", "train", "mnist-vae", *SETTINGS, f"--output_dir={folder}"]
+    command = [
+        sys.executable,
+        "-m",
+        "hfgen",
+        "train",
+        "mnist-vae",
+        *SETTINGS,
+        f"--output_dir={folder}",
+    ]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, *more], env=environment, stderr=subprocess.PIPE, text=True)
 
@@ -48,7 +58,9 @@ def goes_on(folder: Path) -> None:
     _, said = process.communicate(timeout=120)
     assert process.returncode == 0, said
     assert read_state(latest(folder))["step"] == step + 5
-    steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    steps = [
+        json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()
+    ]
     assert steps == sorted(set(steps)), "a resumed log repeats or reorders steps"
 
 

@@ -1,6 +1,7 @@
 """The laws of the trainer, on the shipped recipes, each with a broken variant that must fail.
 
-One batch of 16 = 2 micro-batches of 8 = 2 processes x 8 = 2 processes x 2 micro-batches; a resumed run = an uninterrupted one.
+One batch of 16 = 2 micro-batches of 8 = 2 processes x 8 = 2 processes x 2 micro-batches; a resumed
+run = an uninterrupted one.
 """
 
 from __future__ import annotations
