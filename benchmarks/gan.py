@@ -6,7 +6,7 @@ Sides: torch-mimicry's SNGAN-32 and torchgan's DCGAN by their own training steps
 widths by our objective, and R3GAN beside a plain PyTorch loop of the same networks and loss. Rounds
 of all sides are interleaved; medians of CPU time of all threads.
 
-Import shims: torch-mimicry and torchgan import torchvision (mimicry TensorFlow and skimage as well),
+Import shims: both peers import torchvision (torch-mimicry TensorFlow and skimage as well),
 which have no part in a training step; empty stand-ins take their place. Both are installed with
 ``pip install --no-deps torch-mimicry torchgan``.
 """
