@@ -87,6 +87,7 @@ ROOMS: dict[str, set[str]] = {
         "hfgen.hub.load",
         "hfgen.evaluation",
     },
+    "hfgen/hub/templates": {"torch", "diffusers", "gradio", "PIL", "numpy"},
     "hfgen/hub": {
         "torch",
         "diffusers",
