@@ -20,7 +20,7 @@ demo: .venv/.run
 	$(BIN)/python scripts/demo.py
 
 test: .venv/.dev
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/.dev
 	$(BIN)/ruff check .
