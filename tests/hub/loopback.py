@@ -116,7 +116,7 @@ class LoopbackHub:
 
     def __enter__(self) -> LoopbackHub:
         handler = type("Handler", (_Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.server = _Server(("127.0.0.1", 0), handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
@@ -182,6 +182,10 @@ class LoopbackHub:
         if write and user != repo.owner:
             raise Refused(403, None, "You don't have the rights to write to this repo")
         return repo
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 128  # many clients at once
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -96,6 +96,11 @@ def sheet(images, columns=COLUMNS):
     return picture
 
 
+def image_box(label, name):
+    """A place for a picture; its label is for screen readers."""
+    return gr.Image(label=label, show_label=False, buttons=["download"], format="png", elem_id=name)
+
+
 def build(pipeline, title):
     """The page, as `gradio.Blocks`."""
     pipeline.set_progress_bar_config(disable=True)
@@ -108,7 +113,7 @@ def build(pipeline, title):
                 count = gr.Slider(1, 16, 8, step=1, label="Images", elem_id="count")
                 more = controls(pipeline)
             with gr.Column(scale=2):
-                picture = gr.Image(label="Images", format="png", elem_id="picture")
+                picture = image_box("Images", "picture")
         names = list(more)
 
         def redraw(*values):
@@ -132,8 +137,8 @@ def interpolation(page, pipeline, more):
             last = gr.Slider(0, 1000, 1, step=1, label="To seed", elem_id="last")
             share = gr.Slider(0.0, 1.0, 0.5, step=0.01, label="Position", elem_id="share")
         with gr.Column(scale=2):
-            at = gr.Image(label="Here", format="png", elem_id="here")
-            way = gr.Image(label="On the way", format="png", elem_id="way")
+            at = image_box("Here", "here")
+            way = image_box("On the way", "way")
     names = list(more)
 
     def rewalk(*values):
