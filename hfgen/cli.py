@@ -240,7 +240,13 @@ def _recipes(options: argparse.Namespace, _: list[str]) -> int:
         values = read(find(name))
         data = values.get("data", {}).get("path", "mnist")
         rows.append(
-            (name, values["family"], data, values.get("expect", ""), values.get("duration", ""))
+            (
+                name,
+                values["family"],
+                data,
+                values.get("expect", "not measured yet"),
+                values.get("duration", ""),
+            )
         )
     widths = [max(len(row[i]) for row in rows) for i in range(5)]
     for row in rows:
