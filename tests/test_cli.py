@@ -276,3 +276,26 @@ def test_pretrained_of_another_size_is_one_line(tmp_path):
         hfgen.train(
             str(tmp_path / "run"), **{"data.path": "emoji", "output_dir": str(tmp_path / "b")}
         )
+
+
+def test_a_tracker_by_name(tmp_path):
+    words = ["--logging.report_to", "tensorboard", "--logging.logging_steps", "1"]
+    assert main(["train", "mnist-vae", *TINY, *words, "--output_dir", str(tmp_path / "run")]) == 0
+    assert list((tmp_path / "run").rglob("events.out.tfevents.*"))
+    assert (tmp_path / "run" / "metrics.jsonl").read_text().count("\n") == 2
+
+
+def test_bf16_channels_last_and_gradient_checkpointing(tmp_path):
+    words = ["--training.mixed_precision", "bf16", "--training.channels_last", "true"]
+    words += ["--training.gradient_checkpointing", "true", "--optimizer.max_grad_norm", "1.0"]
+    run = ["--output_dir", str(tmp_path / "run")]
+    assert main(["train", "mnist-conv-vae", *TINY, *words, *run]) == 0
+    assert hfgen.load(tmp_path / "run")(batch_size=1).images[0].size == (28, 28)
+
+
+def test_the_best_checkpoint_is_kept_and_exported(tmp_path):
+    words = ["--training.evaluate_every", "4", "--training.evaluate_num_images", "8"]
+    words += ["--training.checkpoints_total_limit", "1", "--data.max_images", "64"]
+    assert main(["train", "mnist-vae", *TINY, *words, "--output_dir", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "checkpoints" / "best.json").is_file()
+    assert main(["export", str(tmp_path / "run"), "--checkpoint", "best"]) == 0

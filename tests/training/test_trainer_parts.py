@@ -1,0 +1,147 @@
+"""Pieces of the trainer against closed forms: averages, meters, schedules, phases."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hfgen.errors import HfgenError
+from hfgen.objectives.base import Objective, Phase
+from hfgen.rng import BLOCK, Rng
+from hfgen.training.config import OptimizerConfig
+from hfgen.training.ema import EMA
+from hfgen.training.meter import Meter
+from hfgen.training.optimizers import build_optimizer, build_schedule, config_for_role
+from hfgen.training.phase import PhaseModule
+
+
+def test_an_average_halves_its_distance_in_a_half_life():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(model.weight)
+    ema = EMA({"m": model}, half_life=1000, rampup_ratio=None)
+    nn.init.ones_(model.weight)
+    for step in range(10):
+        ema.update((step + 1) * 100, 100)
+    assert ema.models["m"].weight.item() == pytest.approx(0.5, rel=1e-5)
+
+
+def test_an_average_means_the_same_at_any_batch_size():
+    decays = [
+        EMA({}, 5000, 0.05).decay(10**6, batch) ** (600 // batch) for batch in (100, 200, 300)
+    ]
+    assert decays == pytest.approx([decays[0]] * 3)
+
+
+def test_the_ramp_bounds_the_half_life():
+    ema = EMA({}, half_life=1e9, rampup_ratio=0.05)
+    assert ema.decay(images_seen=2000, batch=100) == pytest.approx(0.5)
+
+
+def test_buffers_are_copied_and_averages_see_new_storage():
+    model = nn.BatchNorm1d(2)
+    ema = EMA({"m": model}, half_life=1.0, rampup_ratio=None)
+    model.weight.data = torch.full((2,), 7.0)  # as DDP does when it wraps
+    model.running_mean.fill_(3.0)
+    for _ in range(60):
+        ema.update(100, 100)
+    assert ema.models["m"].weight.tolist() == pytest.approx([7.0, 7.0])
+    assert ema.models["m"].running_mean.tolist() == [3.0, 3.0]
+
+
+@pytest.mark.parametrize("start", [0, 3, BLOCK, 5 * BLOCK + 7])
+@pytest.mark.parametrize("kind", ["randn", "rand"])
+def test_rows_of_a_draw_do_not_depend_on_the_split(start, kind):
+    whole = getattr(Rng(1, 2, "phase"), kind)("eps", (8 * BLOCK, 3))
+    part = getattr(Rng(1, 2, "phase", start=start), kind)("eps", (BLOCK + 5, 3))
+    assert torch.equal(part, whole[start : start + BLOCK + 5])
+
+
+def test_draws_differ_by_seed_step_phase_and_name():
+    draws = [
+        Rng(*key).randn(name, (4, 4))
+        for key in ((0, 0, "a"), (1, 0, "a"), (0, 1, "a"), (0, 0, "b"))
+        for name in ("eps", "t")
+    ]
+    assert len({tuple(draw.flatten().tolist()) for draw in draws}) == 8
+
+
+def test_a_draw_is_standard_normal():
+    draw = Rng(0).randn("eps", (4096, 16))
+    assert abs(draw.mean()) < 0.02 and abs(draw.std() - 1) < 0.02
+    assert abs(torch.corrcoef(draw.T) - torch.eye(16)).max() < 0.08
+
+
+def test_a_lazy_term_is_averaged_over_its_own_steps():
+    meter = Meter()
+    for step in range(4):
+        meter.add(
+            {"loss": torch.tensor(float(step)), **({"r1": torch.tensor(8.0)} if step % 2 else {})}
+        )
+    assert meter.reduce(Accelerator()) == {"loss": 1.5, "r1": 8.0}
+    assert meter.reduce(Accelerator()) == {}
+
+
+def test_warm_up_is_in_training_steps():
+    config = OptimizerConfig(
+        learning_rate=1.0, lr_scheduler="constant_with_warmup", lr_warmup_steps=8
+    )
+    optimizer = build_optimizer(config, nn.Linear(1, 1))
+    schedule = build_schedule(config, optimizer, steps=100)
+    rates = []
+    for _ in range(10):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates == pytest.approx([i / 8 for i in range(8)] + [1.0, 1.0])
+
+
+@pytest.mark.parametrize("kind", ["adamw", "adam", "sgd", "rmsprop", "adafactor"])
+def test_every_optimizer_descends(kind):
+    torch.manual_seed(0)
+    model = nn.Linear(4, 1)
+    optimizer = build_optimizer(OptimizerConfig(type=kind, learning_rate=0.05), model)
+    x = torch.randn(64, 4)
+    y = x.sum(1, keepdim=True)
+    losses = []
+    for _ in range(60):
+        optimizer.zero_grad()
+        loss = (model(x) - y).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_role_overrides_the_common_settings():
+    config = OptimizerConfig(learning_rate=1e-3, roles={"discriminator": {"learning_rate": 4e-3}})
+    assert config_for_role(config, "discriminator").learning_rate == 4e-3
+    assert config_for_role(config, "generator").learning_rate == 1e-3
+    with pytest.raises(HfgenError, match="did you mean 'learning_rate'"):
+        config_for_role(OptimizerConfig(roles={"g": {"learning_rat": 1}}), "g")
+
+
+class TwoModels(Objective):
+    """a + b, of which a phase trains one."""
+
+    @property
+    def phases(self):
+        return Phase(name="a", trains=("a",)), Phase(name="b", trains=("b",))
+
+    def loss(self, phase, models, batch, rng, clock):
+        total = models["a"](batch["images"]).sum() + models["b"](batch["images"]).sum()
+        return total, {}
+
+
+def test_a_phase_gives_gradients_to_its_own_models_only():
+    models = {"a": nn.Linear(2, 1), "b": nn.Linear(2, 1), "scheduler": object()}
+    for phase in TwoModels().phases:
+        module = PhaseModule(phase, TwoModels(), models)
+        module.unfreeze()
+        module({"images": torch.ones(3, 2)}, Rng(0), None)[0].backward()
+        other = "b" if phase.name == "a" else "a"
+        assert models[phase.name].weight.grad is not None
+        assert models[other].weight.grad is None
+        models[phase.name].zero_grad(set_to_none=True)
+        assert set(module.trained) == {phase.name}
