@@ -2,9 +2,10 @@
 
     python benchmarks/evaluation.py --output docs/benchmarks/evaluation.json
 
-Each measurement is a process of its own with one thread (CPU-seconds then do not count waiting
-threads), on the same seeded features, so that peak memory is that of one metric. Peers come from
-the package index: torch-fidelity (imported with an empty stub of torchvision), prdc, scipy.
+Each measurement is a process of its own on the same seeded features, so that its peak memory is
+that of one metric. It is made with all cores, as a user runs it, and with one thread, where
+CPU-seconds do not count threads that wait. Peers come from the package index: torch-fidelity
+(imported with an empty stub of torchvision), prdc, scipy.
 """
 
 from __future__ import annotations
@@ -16,8 +17,11 @@ import platform
 import resource
 import subprocess
 import sys
+import tempfile
 from importlib.metadata import version
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = 1000
@@ -40,8 +44,6 @@ CASES = {
 
 def features(samples: int, dimensions: int):
     """Two sets of correlated, rectified features, as those of a network are; float32."""
-    import numpy as np
-
     draw = np.random.default_rng(0)
     mix = (draw.normal(size=(dimensions, dimensions)) / dimensions**0.5).astype(np.float32)
     sets = []
@@ -70,7 +72,6 @@ def frechet_torch_fidelity(a, b):
 
 
 def frechet_scipy(a, b):
-    import numpy as np
     from scipy.linalg import sqrtm
 
     def run():
@@ -131,13 +132,12 @@ def _torch_fidelity(module: str):
     return torch_fidelity(module)
 
 
-def measure(case: str, who: str, samples: int, dimensions: int) -> dict:
+def measure(case: str, who: str, folder: str) -> dict:
     """One measurement, in this process."""
     import torch
 
-    torch.set_num_threads(1)
-    samples = SMALL if case == "frechet_small" else samples
-    a, b = features(samples, dimensions)
+    count = SMALL if case == "frechet_small" else None
+    a, b = (np.load(Path(folder) / name)[:count] for name in ("a.npy", "b.npy"))
     base = "frechet" if case == "frechet_small" else case
     run = globals()[f"{base}_{who.replace('-', '_')}"](a, b)
     torch.linalg.eigvalsh(torch.eye(8, dtype=torch.float64))  # library start-up is not the metric's
@@ -156,15 +156,30 @@ def measure(case: str, who: str, samples: int, dimensions: int) -> dict:
     }
 
 
-def spawn(case: str, who: str, samples: int, dimensions: int) -> dict:
-    """One measurement, in a process of its own with one thread."""
-    threads = {f"{name}_NUM_THREADS": "1" for name in ("OMP", "MKL", "OPENBLAS")}
-    command = [sys.executable, __file__, "--measure", case, who]
-    command += ["--samples", str(samples), "--dimensions", str(dimensions)]
-    done = subprocess.run(command, env={**os.environ, **threads}, capture_output=True, text=True)
+def spawn(case: str, who: str, folder: str, threads: int) -> dict:
+    """One measurement, in a process of its own."""
+    limits = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
+    command = [sys.executable, __file__, "--measure", case, who, folder]
+    done = subprocess.run(command, env={**os.environ, **limits}, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return json.loads(done.stdout.splitlines()[-1])
+
+
+def compare(case: str, folder: str, threads: int) -> list[dict]:
+    """All of one case, with ratios to ours."""
+    found = []
+    for who in CASES[case]:
+        result = spawn(case, who, folder, threads)
+        found.append(result)
+        ours = found[0]
+        result["threads"] = threads
+        result["ratio_to_hfgen"] = round(result["cpu_seconds"] / ours["cpu_seconds"], 2)
+        result["target_ratio"] = TARGETS.get((case, who))
+        cost = f"{result['cpu_seconds']:8.2f} CPU-s {result['peak_mb_above_start']:6} MB"
+        ratio = f"{result['ratio_to_hfgen']:6.2f}x"
+        print(f"{threads} {case:14} {who:15} {cost} {ratio} {result['value']}", flush=True)
+    return found
 
 
 def hardware() -> dict:
@@ -172,7 +187,6 @@ def hardware() -> dict:
     return {
         "cpu": cpu[0].split(":")[1].strip() if cpu else platform.processor(),
         "cores": os.cpu_count(),
-        "threads_used": 1,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "numpy", "scipy", "torch-fidelity", "prdc")},
     }
@@ -184,24 +198,22 @@ def main() -> None:
     parser.add_argument("--dimensions", type=int, default=2048)
     parser.add_argument("--cases", nargs="+", default=list(CASES), choices=CASES)
     parser.add_argument("--output")
-    parser.add_argument("--measure", nargs=2)
+    parser.add_argument("--measure", nargs=3)
     options = parser.parse_args()
-    size = (options.samples, options.dimensions)
     if options.measure:
-        print(json.dumps(measure(*options.measure, *size)))
+        print(json.dumps(measure(*options.measure)))
         return
-    found = {}
-    for case in options.cases:
-        for who in CASES[case]:
-            result = found[case, who] = spawn(case, who, *size)
-            ours = found[case, "hfgen"]
-            ratio = result["cpu_seconds"] / ours["cpu_seconds"]
-            result["ratio_to_hfgen"] = round(ratio, 2)
-            result["target_ratio"] = TARGETS.get((case, who))
-            cost = f"{result['cpu_seconds']:8.2f} CPU-s {result['peak_mb_above_start']:6} MB"
-            print(f"{case:14} {who:15} {cost} {ratio:6.2f}x {result['value']}", flush=True)
-    report = {"samples": size[0], "dimensions": size[1], "hardware": hardware()}
-    report["results"] = list(found.values())
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        a, b = features(options.samples, options.dimensions)
+        np.save(Path(folder) / "a.npy", a)
+        np.save(Path(folder) / "b.npy", b)
+        del a, b
+        for threads in dict.fromkeys((os.cpu_count() or 1, 1)):
+            for case in options.cases:
+                results += compare(case, folder, threads)
+    size = {"samples": options.samples, "dimensions": options.dimensions}
+    report = {**size, "hardware": hardware(), "results": results}
     if options.output:
         path = Path(options.output)
         path.parent.mkdir(parents=True, exist_ok=True)

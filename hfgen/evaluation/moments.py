@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from hfgen.errors import HfgenError
 from hfgen.evaluation.arrays import Array, as_double
@@ -30,7 +31,7 @@ class Moments:
         x = as_double(features, "features", at_least=1)
         mean = x.mean(axis=0)
         x = x - mean
-        return cls(len(x), mean, np.dot(x.T, x))  # BLAS syrk: half of a general product
+        return cls(len(x), mean, gram(x))
 
     def merge(self, other: Moments) -> Moments:
         """Moments of the union (Chan, Golub & LeVeque 1979, equations 2.1)."""
@@ -50,3 +51,14 @@ class Moments:
         if self.count < 2:
             raise HfgenError(f"covariance of {self.count} sample; at least 2 are needed")
         return self.scatter / (self.count - 1)
+
+
+def gram(x: np.ndarray, block: int = 256) -> np.ndarray:
+    """x'x [D, D] of float64 rows [N, D]; only the lower triangle is multiplied, block by block."""
+    rows = torch.from_numpy(x)
+    width = rows.shape[1]
+    product = torch.zeros(width, width, dtype=torch.float64)
+    for j in range(0, width, block):
+        product[j:, j : j + block] = rows[:, j:].T @ rows[:, j : j + block]
+    lower = product.tril_(-1) + torch.diag(rows.square().sum(0))
+    return (lower + product.T).numpy()

@@ -11,6 +11,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from hfgen.errors import HfgenError
 from hfgen.evaluation.arrays import Array, Estimate, as_double
@@ -97,21 +99,22 @@ def _check_width(x: _Gaussian, y: _Gaussian) -> None:
 def _trace_sqrt(x: _Gaussian, y: _Gaussian) -> float:
     """tr (S_1 S_2)^(1/2)."""
     if x.rows is not None and y.rows is not None:
-        return float(np.linalg.svd(x.rows @ y.rows.T, compute_uv=False).sum())
+        return float(torch.linalg.svdvals(torch.from_numpy(x.rows @ y.rows.T)).sum())
     if y.rows is not None:
         x, y = y, x
-    factor = x.rows if x.rows is not None else _factor(x.covariance)
-    values = np.linalg.eigvalsh(factor @ y.covariance @ factor.T)
-    return float(np.sqrt(values.clip(min=0)).sum())
+    factor = torch.from_numpy(x.rows) if x.rows is not None else _factor(x.covariance)
+    values = torch.linalg.eigvalsh(factor @ torch.from_numpy(y.covariance) @ factor.T)
+    return float(values.clamp(min=0).sqrt().sum())
 
 
-def _factor(covariance: np.ndarray) -> np.ndarray:
+def _factor(covariance: np.ndarray) -> Tensor:
     """F with F'F = covariance: Cholesky, or eigenvectors where the covariance is singular."""
-    try:
-        return np.linalg.cholesky(covariance).T
-    except np.linalg.LinAlgError:
-        values, vectors = np.linalg.eigh(covariance)
-        return np.sqrt(values.clip(min=0))[:, None] * vectors.T
+    matrix = torch.from_numpy(covariance)
+    lower, failed = torch.linalg.cholesky_ex(matrix)
+    if not failed:
+        return lower.T
+    values, vectors = torch.linalg.eigh(matrix)
+    return values.clamp(min=0).sqrt()[:, None] * vectors.T
 
 
 def _transport_energies(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
