@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.arrays import Array, as_double
+from hfgen.evaluation.arrays import Array, as_features
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,9 @@ class Moments:
     @classmethod
     def of(cls, features: Array) -> Moments:
         """Moments of features [N, D], N >= 1."""
-        x = as_double(features, "features", at_least=1)
-        mean = x.mean(axis=0)
-        x = x - mean
-        return cls(len(x), mean, gram(x))
+        x = as_features(features, "features", at_least=1).cpu().numpy()
+        mean = x.mean(axis=0, dtype=np.float64)
+        return cls(len(x), mean, gram(x - mean))
 
     def merge(self, other: Moments) -> Moments:
         """Moments of the union (Chan, Golub & LeVeque 1979, equations 2.1)."""

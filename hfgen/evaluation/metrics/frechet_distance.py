@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.arrays import Array, Estimate, as_double
+from hfgen.evaluation.arrays import Array, Estimate, as_double, as_features
 from hfgen.evaluation.moments import Moments
 
 
@@ -74,10 +74,11 @@ class _Gaussian:
     def of(cls, source: Array | Moments, name: str) -> _Gaussian:
         if isinstance(source, Moments):
             return cls(source.mean, rows=None, covariance=source.covariance)
-        x = as_double(source, name)
-        if len(x) > x.shape[1]:
-            moments = Moments.of(x)
+        features = as_features(source, name)
+        if len(features) > features.shape[1]:
+            moments = Moments.of(features)
             return cls(moments.mean, rows=None, covariance=moments.covariance)
+        x = as_double(features, name)
         mean = x.mean(0)
         return cls(mean, rows=(x - mean) / math.sqrt(len(x) - 1), covariance=None)
 
