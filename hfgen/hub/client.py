@@ -87,12 +87,6 @@ def check_repo_id(repo_id: str) -> str:
     return repo_id
 
 
-def user_name(api: HfApi) -> str:
-    """The account the token belongs to."""
-    with hub_errors("your account"):
-        return api.whoami()["name"]
-
-
 @contextmanager
 def hub_errors(what: str, api: HfApi | None = None) -> Iterator[None]:
     """Turn what `huggingface_hub` raises inside the block into one HfgenError that names `what` (a

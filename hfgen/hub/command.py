@@ -76,10 +76,16 @@ def run_check(options: argparse.Namespace, _: list[str]) -> int:
 
 
 def run_card(options: argparse.Namespace, _: list[str]) -> int:
-    """Write or refresh the card, and print its path; 0."""
-    from hfgen.hub.card import write_card
+    """Write or refresh the card, with pictures that are missing, and print its path; 0."""
+    from pathlib import Path
 
-    print(write_card(options.folder, repo_id=options.repo_id))
+    from hfgen.hub.card import write_card
+    from hfgen.hub.pictures import draw_missing
+
+    path = write_card(options.folder, repo_id=options.repo_id)
+    if draw_missing(Path(options.folder)):
+        path = write_card(options.folder, repo_id=options.repo_id)
+    print(path)
     return 0
 
 

@@ -67,6 +67,8 @@ def test_share_in_five_minutes(hub, client, stranger, trained):
             assert "✗" not in said and "✓ images equal" in said and "✓ recipe" in said
     files = hub.files("user/mnist-vae")
     assert {"recipe.yaml", "metrics.jsonl", "environment.json", "samples/grid.png"} <= set(files)
+    card = client.run("result = open('runs/mnist-vae/README.md').read()")
+    assert "](samples/interpolation.png)" in card  # drawn by `hfgen card`
     (load, _) = blocks("share.md", "python")
     assert stranger.run(load + "result = [image.mode, *image.size]") == ["L", 28, 28]
     ours = client.run(blocks("share.md", "python")[1] + "result = type(pipeline).__module__")
