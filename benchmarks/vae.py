@@ -9,8 +9,7 @@ the figure is the median over rounds of images per second of CPU time, and of th
 
 What differs: the convolutional VQ-VAE runs in ``channels_last`` on our side, a switch of the
 trainer that its recipes set and pythae's does not have. pythae's decoders end in a sigmoid followed
-by a cross-entropy of probabilities, ours in logits. pythae 0.1.2 needs no shim here: only its
-trainer's progress bar and samplers import what newer packages dropped, and neither is touched.
+by a cross-entropy of probabilities, ours in logits. pythae 0.1.2 needs no shim here.
 """
 
 from __future__ import annotations

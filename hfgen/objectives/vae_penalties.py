@@ -1,6 +1,6 @@
 """Penalties on the latents of a batch, added to a VAE's or an autoencoder's loss.
 
-All but ``RAE`` and ``MSSSIM`` compare the latents of different images, so they depend on how a
+All but ``RAE`` compare the latents of different images, so they depend on how a
 batch is split: they see the rows at hand.
 """
 
