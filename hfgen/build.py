@@ -7,7 +7,6 @@ from __future__ import annotations
 import inspect
 import typing
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import diffusers
@@ -17,6 +16,12 @@ from hfgen.config import _describe, _fits, encode, one_of_key, resolve
 from hfgen.data import DataSpec
 from hfgen.errors import HfgenError, one_of
 from hfgen.recipe import MODELS, PIPELINES, Recipe, choices
+
+AUTOENCODERS = ("vae", "vqvae")
+OTHER_NAMES = {"vqvae": "vae", "guide": "unet"}
+"""What a role is called in the run that it is loaded from, if not by its own name."""
+SCALING = ("scaling_factor", "shift_factor")
+"""What may be set on a pretrained autoencoder: how its latents are scaled, not what it computes."""
 
 
 def component_class(name: str, where: str) -> type:
@@ -51,17 +56,37 @@ def pipeline_class(name: str) -> type[DiffusionPipeline]:
 
 
 def build_components(recipe: Recipe, data: DataSpec) -> dict[str, Any]:
-    """Every component of ``recipe.model`` by role, sizes filled in from the data."""
-    settings = {role: value for role, value in recipe.model.items() if role != "pretrained"}
-    source = recipe.model.get("pretrained")
-    if source is not None:
-        settings |= {role: {"pretrained": source} for role in _roles_in(recipe, str(source))}
+    """Every component of ``recipe.model`` by role, sizes filled in from the data.
+
+    Args:
+        data: what is trained on (``latents.training_source``): images, or their latents.
+    """
+    settings = component_settings(recipe)
     follow = _follow(recipe, data)
-    components = {role: _component(role, value, follow) for role, value in settings.items()}
+    components = {role: build_component(role, value, follow) for role, value in settings.items()}
     for role, value in settings.items():
         if isinstance(value, str) or "pretrained" in value:
             _check_fits(role, components[role], follow, recipe)
     return {**components, **recipe.objective.extra_models()}
+
+
+def component_settings(recipe: Recipe) -> dict[str, Any]:
+    """What each role is made or loaded from; ``model.pretrained`` is handed to its roles."""
+    settings = {role: value for role, value in recipe.model.items() if role != "pretrained"}
+    source = recipe.model.get("pretrained")
+    if source is not None:
+        settings |= {role: {"pretrained": source} for role in _roles_in(recipe, str(source))}
+    return settings
+
+
+def frozen_autoencoder(recipe: Recipe) -> str | None:
+    """The role of the autoencoder whose latents ``recipe`` trains on; None for pixels.
+
+    That is ``vae``, or ``vqvae`` as LDMPipeline says, where no phase trains it.
+    """
+    trained = {role for phase in recipe.objective.phases for role in phase.trains}
+    untrained = component_settings(recipe).keys() - trained
+    return next((role for role in AUTOENCODERS if role in untrained), None)
 
 
 def _roles_in(recipe: Recipe, source: str) -> list[str]:
@@ -74,21 +99,23 @@ def _roles_in(recipe: Recipe, source: str) -> list[str]:
     trained = {role for phase in recipe.objective.phases for role in phase.trains}
     if names is None:  # a single model
         return sorted(trained - set(recipe.model)) if len(trained) > 1 else sorted(trained)
-    wanted = trained | set(recipe.model) | _component_names(pipeline_class(recipe.pipeline))
+    taken = _component_names(pipeline_class(recipe.pipeline))
+    wanted = trained | set(recipe.model) | taken | set(AUTOENCODERS)
     return sorted(set(names) & wanted)
 
 
 def _check_fits(role: str, model: Any, follow: Mapping[str, Any], recipe: Recipe) -> None:
     trained = {role for phase in recipe.objective.phases for role in phase.trains}
-    if role not in trained or set(recipe.model) - trained - {"pretrained", "scheduler"}:
-        return  # a frozen component, or one that trains on another's latents
+    if role not in trained or not isinstance(model, diffusers.ModelMixin):
+        return
+    latent = frozen_autoencoder(recipe)
     for name, setting in (("sample_size", "data.resolution"), ("in_channels", "data.channels")):
         has = model.config.get(name)
         if isinstance(has, int) and has != follow[name]:
             raise HfgenError(
-                f"model.{role}: {type(model).__name__} was trained with {name} {has}, the data "
-                f"has {follow[name]}; "
-                f"set {setting} to {has}"
+                f"model.{role}: {type(model).__name__} was trained with {name} {has}, the "
+                f"{'latents have' if latent else 'data has'} {follow[name]}; "
+                + (f"give another model.{latent}" if latent else f"set {setting} to {has}")
             )
 
 
@@ -103,6 +130,8 @@ def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPi
             continue
         if name in components:
             arguments[name] = components[name]
+        elif name == "decoder_likelihood":
+            arguments[name] = decoder_likelihood(recipe)
         elif name in vars(recipe.objective):
             arguments[name] = encode(getattr(recipe.objective, name), choices())
         elif parameter.default is inspect.Parameter.empty:
@@ -111,6 +140,17 @@ def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPi
                 f"are {', '.join(components)}"
             )
     return cls(**arguments)
+
+
+def decoder_likelihood(recipe: Recipe) -> dict[str, Any] | None:
+    """What the output of a frozen decoder of ours means; None for the image itself."""
+    from hfgen.hub.load import pipeline_config
+
+    role = frozen_autoencoder(recipe)
+    value = component_settings(recipe)[role] if role else None
+    source = value if isinstance(value, str) else (value or {}).get("pretrained")
+    config = pipeline_config(str(source)) if source is not None else {}
+    return config.get("likelihood") or config.get("decoder_likelihood")
 
 
 def exported_roles(recipe: Recipe) -> tuple[str, ...]:
@@ -150,7 +190,12 @@ def _follow(recipe: Recipe, data: DataSpec) -> dict[str, Any]:
     return follow
 
 
-def _component(role: str, value: Any, follow: Mapping[str, Any]) -> Any:
+def build_component(role: str, value: Any, follow: Mapping[str, Any] | None = None) -> Any:
+    """One component from its entry in ``recipe.model``.
+
+    Args:
+        follow: constructor arguments that follow the data, where ``value`` does not set them.
+    """
     where = f"model.{role}"
     if isinstance(value, str):
         value = {"pretrained": value}
@@ -164,7 +209,7 @@ def _component(role: str, value: Any, follow: Mapping[str, Any]) -> Any:
     cls = component_class(str(options.pop("type")), f"{where}.type")
     parameters = inspect.signature(cls.__init__).parameters
     _check_arguments(cls, parameters, options, where)
-    for name, size in follow.items():
+    for name, size in (follow or {}).items():
         if (
             name in parameters
             and issubclass(cls, diffusers.ModelMixin)
@@ -192,13 +237,18 @@ def _check_arguments(
 
 
 def _pretrained(role: str, options: dict[str, Any]) -> Any:
-    from hfgen.hub.load import load_component
+    from hfgen.hub.load import component_names, load_component
 
     source, where = options.pop("pretrained"), f"model.{role}"
+    scaling = {name: options.pop(name) for name in SCALING if name in options}
     if options:
         raise HfgenError(
             f"{where}: {', '.join(options)} cannot be set beside pretrained; its own "
             f"config.json holds them"
         )
-    folder = Path(source) / "pipeline"
-    return load_component(str(folder) if folder.is_dir() else source, role)
+    names = component_names(source)
+    missing = names is not None and role not in names
+    model = load_component(source, OTHER_NAMES.get(role, role) if missing else role)
+    if scaling:
+        model.register_to_config(**scaling)
+    return model

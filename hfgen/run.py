@@ -86,8 +86,9 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
     import torch
 
     from hfgen.build import build_components, build_pipeline, exported_roles
-    from hfgen.data import BatchStream, load_source
+    from hfgen.data import BatchStream
     from hfgen.hub.background import RunPusher
+    from hfgen.latents import training_source
     from hfgen.samples import accepted, save_samples
     from hfgen.training.checkpoints import Checkpoints
     from hfgen.training.log import Log
@@ -103,7 +104,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
     if resume is not None:
         _check_same_recipe(recipe, resume)
     with accelerator.main_process_first():
-        source = load_source(recipe.data, split="train")
+        source = training_source(recipe, accelerator.device)
     torch.manual_seed(config.seed)
     components = build_components(recipe, source.spec)
     stream = BatchStream(
@@ -296,7 +297,7 @@ def export_checkpoint(folder: str, checkpoint: str = "latest", ema: int = 0) -> 
         HfgenError: not a run, no such checkpoint, no such average.
     """
     from hfgen.build import build_components, build_pipeline, exported_roles
-    from hfgen.data import load_source
+    from hfgen.latents import training_source
     from hfgen.training.checkpoints import Checkpoints, load_module
 
     recipe = _recipe_of(folder)
@@ -317,7 +318,7 @@ def export_checkpoint(folder: str, checkpoint: str = "latest", ema: int = 0) -> 
         if checkpoint == "best" and best
         else checkpoints.resolve(checkpoint)
     )
-    components = build_components(recipe, load_source(recipe.data, split="train").spec)
+    components = build_components(recipe, training_source(recipe).spec)
     for role in {role for phase in recipe.objective.phases for role in phase.trains}:
         averaged = recipe.ema.half_lives and role in exported_roles(recipe)
         load_module(

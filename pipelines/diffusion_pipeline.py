@@ -1,4 +1,4 @@
-"""Images from a denoising network on pixels: guided, edited, inverted."""
+"""Images from a denoising network on pixels or latents: guided, edited, inverted."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..denoising import parameterisation, run_network  # pyright: ignore[reportMissingImports]
 from ..probability_flow import Network, ProbabilityFlow, ancestral, diffuse, rk45, rotate  # pyright: ignore[reportMissingImports]
+from ._autoencoder import decode_latents, encode_images, latent_channels
 from ._common import (
     Generators,
     check_batch,
@@ -37,21 +38,24 @@ SOLVERS = ("scheduler", "rk45")
 
 
 class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
-    """Diffusion and flow models on pixels, with or without classes, on any path of ``denoising``.
+    """Diffusion and flow models, with or without classes, on any path of ``denoising``.
 
-    Where the model is unconditional and only sampled from, the stock ``DDPMPipeline`` does too.
+    Where the model is unconditional and only sampled from, the stock ``DDPMPipeline`` does too, or
+    ``LDMPipeline`` on latents.
 
     Args:
         unet: ``forward(sample, timestep, class_labels)`` with ``.sample``; its config has
             ``sample_size``, ``in_channels`` and, with classes, ``num_class_embeds``.
         scheduler: the diffusers scheduler that ``unet`` was trained for, or a compatible one.
         guide: a weaker network of the same kind for autoguidance (Karras et al. 2024).
+        vae: the autoencoder whose scaled latents ``unet`` denoises; None for pixels.
         label_dropout: share of labels that were dropped in training; above 0, the last class is the
             null label, and classifier-free guidance is possible.
+        decoder_likelihood: what the autoencoder's output means; None for the image itself.
     """
 
-    model_cpu_offload_seq = "unet"
-    _optional_components = ["guide"]
+    model_cpu_offload_seq = "unet->vae"
+    _optional_components = ["guide", "vae"]
     _exclude_from_cpu_offload = ["guide"]
 
     def __init__(
@@ -59,17 +63,30 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
         unet: ModelMixin,
         scheduler: SchedulerMixin,
         guide: ModelMixin | None = None,
+        vae: ModelMixin | None = None,
         label_dropout: float = 0.0,
+        decoder_likelihood: dict | None = None,
     ):
         super().__init__()
-        self.register_modules(unet=unet, scheduler=scheduler, guide=guide)
-        self.register_to_config(label_dropout=label_dropout)
+        self.register_modules(unet=unet, scheduler=scheduler, guide=guide, vae=vae)
+        self.register_to_config(label_dropout=label_dropout, decoder_likelihood=decoder_likelihood)
+        _check_latent_channels(unet, vae)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """[C, H, W] of the images and of the noise."""
+        """[C, H, W] of the noise: of the images, or of their latents."""
         size = self.unet.config["sample_size"]
         return (self.unet.config["in_channels"], size, size)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """[C, H, W] of the images."""
+        if self.vae is None:
+            return self.latent_shape
+        with torch.no_grad():
+            z = torch.zeros(1, *self.latent_shape, device=self._execution_device)
+            image = self._decode(z)
+        return (image.shape[1], image.shape[2], image.shape[3])
 
     @property
     def num_classes(self) -> int | None:
@@ -157,7 +174,8 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
 
         Args:
             image: PIL images, an array [B, H, W, C] or a tensor [B, C, H, W] in [0, 1].
-            mask: [B or 1, 1, H, W], 1 where new content goes; the rest is kept.
+            mask: [B or 1, 1, H, W], 1 where new content goes; the rest is kept. On latents the
+                nearest of their cells.
             strength: share of the path that noise is added for, in (0, 1].
             resample: how often each step is taken (RePaint's U), to harmonise both parts.
             generator ... return_dict: as for drawing images.
@@ -167,13 +185,13 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
         check_output_type(output_type)
         _check_steps(num_inference_steps)
         device = self._execution_device
-        known = to_tensor(image, self.latent_shape, device)
+        known = self._encode(image)
         check_batch(len(known), generator)
         if not 0 < strength <= 1:
             raise ValueError(f"strength={strength}: must be above 0 and at most 1")
         if resample < 1:
             raise ValueError(f"resample={resample}: must be at least 1")
-        mask = _check_mask(mask, known)
+        mask = _check_mask(mask, known, self.image_shape)
         network = self._guided(
             len(known), class_labels, negative_class_labels, guidance_scale, guidance_interval
         )
@@ -189,7 +207,8 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
         for start, end in pipeline.progress_bar(pairs):
             for again in range(resample):
                 seen, _ = flow.split(z, start)
-                new = ancestral(seen.clamp(-1, 1), z, start, end, fresh())
+                seen = seen.clamp(-1, 1) if self.vae is None else seen
+                new = ancestral(seen, z, start, end, fresh())
                 new = mask * new + (1 - mask) * rotate(known, fresh(), end)
                 z = new if again == resample - 1 else diffuse(new, end, start, fresh())
         z = mask * z + (1 - mask) * known
@@ -207,7 +226,7 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
         The probability-flow ODE from image to noise; args as in ``edit``, and the tolerance as for
         drawing. ``self(latents=...)`` makes the image again, with another class if so wished.
         """
-        known = to_tensor(image, self.latent_shape, self._execution_device)
+        known = self._encode(image)
         network = self._guided(len(known), class_labels, None, 1.0, (0.0, math.inf))
         flow = ProbabilityFlow(parameterisation(self.scheduler), network)
         clean, dirty = flow.ends
@@ -309,10 +328,21 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
         low, high = flow.ends
         return torch.atan2(sigma, alpha).double().clamp(low, high)
 
+    def _encode(self, image: Any) -> Tensor:
+        """Images of any type -> what is denoised, [B, *latent_shape]."""
+        pixels = to_tensor(image, self.image_shape, self._execution_device)
+        return pixels if self.vae is None else encode_images(self.vae, pixels)
+
+    def _decode(self, latents: Tensor) -> Tensor:
+        """What has been denoised -> images in [-1, 1]."""
+        if self.vae is None:
+            return latents
+        return decode_latents(self.vae, latents, self.config["decoder_likelihood"])
+
     def _finish(
         self, x: Tensor, output_type: str, return_dict: bool
     ) -> ImagePipelineOutput | tuple[Any]:
-        images: Any = x if output_type == "latent" else to_output(x, output_type)
+        images: Any = x if output_type == "latent" else to_output(self._decode(x), output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -322,12 +352,23 @@ def _check_steps(steps: int) -> None:
         raise ValueError(f"num_inference_steps={steps}: must be at least 1")
 
 
-def _check_mask(mask: Tensor | None, images: Tensor) -> Tensor:
-    """[B, 1, H, W] in [0, 1]; all ones without a mask."""
+def _check_latent_channels(unet: Any, vae: Any) -> None:
+    has = None if vae is None else latent_channels(vae)
+    if has is not None and has != unet.config["in_channels"]:
+        raise ValueError(
+            f"vae: {type(vae).__name__} has latents of {has} channels, the unet takes "
+            f"{unet.config['in_channels']}: not the autoencoder that it was trained on"
+        )
+
+
+def _check_mask(mask: Tensor | None, known: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """[B, 1, h, w] in [0, 1], of the size of ``known``; all ones without a mask."""
     if mask is None:
-        return torch.ones_like(images[:, :1])
-    mask = torch.as_tensor(mask, dtype=torch.float32, device=images.device)
-    if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[2:] != images.shape[2:]:
-        height, width = images.shape[2:]
-        raise ValueError(f"mask of shape {list(mask.shape)}: must be [B, 1, {height}, {width}]")
-    return mask.expand(len(images), -1, -1, -1)
+        return torch.ones_like(known[:, :1])
+    mask = torch.as_tensor(mask, dtype=torch.float32, device=known.device)
+    if mask.ndim != 4 or mask.shape[1] != 1 or mask.shape[2:] != shape[1:]:
+        raise ValueError(
+            f"mask of shape {list(mask.shape)}: must be [B, 1, {shape[1]}, {shape[2]}]"
+        )
+    mask = torch.nn.functional.interpolate(mask, known.shape[2:], mode="nearest")
+    return mask.expand(len(known), -1, -1, -1)

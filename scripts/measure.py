@@ -24,11 +24,11 @@ from hfgen.environment import commit
 from hfgen.evaluation import evaluate
 from hfgen.evaluation.baselines import PixelGaussian, RepeatedImages
 from hfgen.hub.load import load
+from hfgen.latents import training_source
 from hfgen.samples import accepted, save_samples
 
 DOCS = Path(__file__).parents[1] / "docs"
 NUM_IMAGES = 1000
-SAMPLING_STEPS = 50  # of diffusion samplers: what two cores can draw
 UNTRAINED_STEPS = 10  # noise needs no more
 METRICS = ("fd", "kd", "precision_recall", "density_coverage", "vendi")
 
@@ -51,8 +51,9 @@ def measure(run: Path, name: str) -> None:
     recipe = recipes.decode(recipes.read(run / "recipe.yaml"), lambda key: str(run / "recipe.yaml"))
     train = load_source(recipe.data, split="train")
     validation = load_source(recipe.data, split="validation")
-    call = accepted(pipeline_class(recipe.pipeline), num_inference_steps=SAMPLING_STEPS)
-    quick = {name: UNTRAINED_STEPS for name in call}
+    steps = recipe.logging.num_inference_steps
+    call = accepted(pipeline_class(recipe.pipeline), num_inference_steps=steps)
+    quick = {name: min(steps, UNTRAINED_STEPS) for name in call}
     settings: dict[str, Any] = {"data": train, "num_images": NUM_IMAGES, "progress": False}
     pipeline = load(run)
     density = (
@@ -69,7 +70,7 @@ def measure(run: Path, name: str) -> None:
         **settings,
     )
     torch.manual_seed(recipe.training.seed)
-    untrained = build_pipeline(recipe, build_components(recipe, train.spec))
+    untrained = build_pipeline(recipe, build_components(recipe, training_source(recipe).spec))
     written = {
         "recipe": name,
         "recipe_hash": recipes.digest(recipe),

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from hfgen.data.config import BINARIZE
-from hfgen.data.source import Source, normalize
+from hfgen.data.source import Source
 from hfgen.errors import HfgenError, one_of
 from hfgen.rng import Rng
 
@@ -43,6 +43,7 @@ class BatchStream:
         if binarize not in (None, *BINARIZE):
             raise one_of("data.binarize", binarize, BINARIZE)
         self.total_batch_size = total_batch_size
+        self._source = source
         self._draws = source.draws(total_batch_size, seed)
         self._seed = seed
         self._draw = 0
@@ -53,14 +54,12 @@ class BatchStream:
         """The rows [start, stop) of the current global batch.
 
         Returns:
-            ``images`` float32 [stop - start, C, H, W] in [-1, 1] and, where there are classes,
-            ``labels`` int64.
+            ``images`` float32 [stop - start, C, H, W] in [-1, 1] (or scaled latents) and, where
+            there are classes, ``labels`` int64.
         """
         pixels, labels = self._draws.rows(start, stop)
         rng = Rng(self._seed, "data", self._draw, start=start)
-        if self._flip:
-            _flip(pixels, rng.rand("flip", (stop - start,)) < 0.5)
-        images = normalize(pixels.to(device))
+        images = self._source.prepare(pixels, rng, self._flip, device)
         if self._binarize:
             uniform = rng.rand("binarize", images.shape).to(device)
             images = (uniform < (images + 1) / 2).float().mul_(2).sub_(1)
@@ -83,9 +82,3 @@ class BatchStream:
         """Continue where ``state_dict()`` was taken."""
         self._draw = int(state["draw"])
         self._draws.load_state_dict(state["source"])
-
-
-def _flip(pixels: Tensor, chosen: Tensor) -> None:
-    """Mirror the chosen rows in place; on the stored bytes, in numpy: 7 times as fast as torch."""
-    rows, which = pixels.numpy(), chosen.numpy()
-    rows[which] = rows[which][..., ::-1]

@@ -150,9 +150,10 @@ def vlb_terms(
 def _denoiser(pipeline: Any) -> tuple[Parameterisation, Network]:
     """What a pipeline's network is told and means, and the network without a class."""
     name, parts = type(pipeline).__name__, pipeline.components
-    if "vae" in parts or "vqvae" in parts:
+    if parts.get("vae") is not None or parts.get("vqvae") is not None:
         raise HfgenError(
-            f"{name}: a latent model; its ODE gives the density of latents, none of images"
+            f"{name}: a latent model; its ODE gives the density of latents, not of images, so no "
+            "bits/dim is computed; valid: metrics of samples, or elbo of its autoencoder's run"
         )
     if "unet" not in parts or "scheduler" not in parts:
         raise HfgenError(f"{name} has no such likelihood: this needs a unet and a scheduler")

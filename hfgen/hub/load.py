@@ -88,6 +88,19 @@ def component_names(path_or_id: str | Path) -> list[str] | None:
     return list(_present(index))
 
 
+def pipeline_config(path_or_id: str | Path) -> dict[str, Any]:
+    """Settings of a pipeline that are no components; none for a folder or repository of one model.
+
+    Raises:
+        HfgenError: as ``load``.
+    """
+    if component_names(path_or_id) is None:
+        return {}
+    index = _read(_source(path_or_id), INDEX, {})
+    present = _present(index)
+    return {k: v for k, v in index.items() if k not in present and not k.startswith("_")}
+
+
 def _source(path_or_id: str | Path) -> str:
     """The pipeline's folder, or the Hub id."""
     path = Path(path_or_id)

@@ -296,7 +296,7 @@ def tiny_unet(**options) -> UNet2DModel:
     blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
     sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1}
     widths = {"block_out_channels": (8, 8), "norm_num_groups": 4}
-    return UNet2DModel(**blocks, **sizes, **widths, **options).eval()
+    return UNet2DModel(**{**blocks, **sizes, **widths, **options}).eval()
 
 
 def tiny_autoencoder() -> AutoencoderKL:
@@ -355,6 +355,14 @@ TINY_PIPELINES: dict[str, list[TinyPipeline]] = {
             parts=lambda: {
                 "unet": tiny_unet(),
                 "scheduler": resolve(MODELS["EDMHeunScheduler"])(sigma_max=2.0, s_churn=1.0),
+            },
+            options={"num_inference_steps": 2},
+        ),
+        TinyPipeline(
+            parts=lambda: {
+                "unet": tiny_unet(sample_size=4, in_channels=2, out_channels=2),
+                "scheduler": DDPMScheduler(),
+                "vae": tiny_autoencoder(),
             },
             options={"num_inference_steps": 2},
         ),
