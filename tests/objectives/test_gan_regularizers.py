@@ -12,6 +12,7 @@ from torch import nn
 
 from hfgen.errors import HfgenError
 from hfgen.models.gan_dcgan import DCGANDiscriminator, DCGANGenerator
+from hfgen.models.gan_lightweight import LightweightDiscriminator
 from hfgen.objectives import gan_regularizers as reg
 from hfgen.objectives.base import Clock
 from hfgen.objectives.gan import GAN
@@ -203,11 +204,8 @@ def test_path_length():
 
 
 COUPLING = ("feature_matching",)
-MODEL_FREE = [
-    name
-    for name in reg.REGULARIZERS
-    if name not in ("path_length", "auxiliary_classifier", "mutual_information")
-]
+NEEDY = ("path_length", "auxiliary_classifier", "mutual_information", "reconstruction")
+MODEL_FREE = [name for name in reg.REGULARIZERS if name not in NEEDY]
 
 
 @pytest.mark.parametrize("name", MODEL_FREE)
@@ -298,3 +296,16 @@ def test_mutual_information():
         torch.testing.assert_close(regularizer(play), expected)
     with pytest.raises(ValueError, match="num_codes: 3"):
         reg.MutualInformation()(game("discriminator", roles=roles))
+
+
+def test_reconstruction_is_the_error_of_the_decoder_at_half_the_side():
+    torch.manual_seed(0)
+    roles = models()
+    with pytest.raises(ValueError, match="needs a discriminator with a decoder"):
+        reg.Reconstruction()(game("discriminator", roles=roles))
+    roles["discriminator"] = LightweightDiscriminator(8, 1, 8, norm="group").double()
+    play = game("discriminator", roles=roles)
+    decoded = play.discriminator.reconstruct(play.discriminator(play.real).maps)
+    small = play.real.unflatten(3, (4, 2)).unflatten(2, (4, 2)).mean((3, 5))
+    expected = (decoded - small).square().mean((1, 2, 3))
+    torch.testing.assert_close(reg.Reconstruction()(play), expected)

@@ -37,12 +37,22 @@ class DiscriminatorOutput(BaseOutput):
         features: the last hidden representation [B, D].
         class_logits: [B, num_class_embeds], where the discriminator classifies (``auxiliary``).
         codes: [B, num_codes], where it predicts latent codes (InfoGAN).
+        judges: [B, J], where it is made of J discriminators: their own logits, of which ``logits``
+            is the mean. Adversarial losses take these.
+        maps: [B, C, h, w], where its ``reconstruct`` turns them back into an image.
     """
 
     logits: Tensor
     features: Tensor
     class_logits: Tensor | None = None
     codes: Tensor | None = None
+    judges: Tensor | None = None
+    maps: Tensor | None = None
+
+    @property
+    def verdicts(self) -> Tensor:
+        """Logits of every judge, [B] or [B, J]."""
+        return self.logits if self.judges is None else self.judges
 
 
 class ClassHead(nn.Module):

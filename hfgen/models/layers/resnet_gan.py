@@ -8,7 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hfgen.models.layers.spectral_norm import SNConv2d, SNLinear
+from hfgen.models.layers.resample import conv_pooled, conv_upsampled
+from hfgen.models.layers.spectral_norm import SNConv2d, SNLinear, effective_weight
 
 
 def conv(inputs: int, outputs: int, kernel: int, spectral: bool) -> nn.Conv2d:
@@ -56,8 +57,9 @@ class UpBlock(nn.Module):
         self.skip = conv(inputs, outputs, 1, spectral)
 
     def forward(self, x: Tensor, condition: Tensor | None) -> Tensor:
-        h = F.interpolate(F.relu(self.norm1(x, condition)), scale_factor=2.0)
-        h = self.conv2(F.relu(self.norm2(self.conv1(h), condition)))
+        h = F.relu(self.norm1(x, condition))
+        h = conv_upsampled(h, effective_weight(self.conv1), self.conv1.bias)
+        h = self.conv2(F.relu(self.norm2(h, condition)))
         # a 1x1 convolution and nearest upsampling commute: the cheap one first
         return h + F.interpolate(self.skip(x), scale_factor=2.0)
 
@@ -78,11 +80,12 @@ class DownBlock(nn.Module):
         self.skip = conv(inputs, outputs, 1, True) if down or inputs != outputs else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv2(F.relu(self.conv1(x if self.first else F.relu(x))))
+        h = F.relu(self.conv1(x if self.first else F.relu(x)))
         if not self.down:
-            return h + self.skip(x)
+            return self.conv2(h) + self.skip(x)
+        h = conv_pooled(h, effective_weight(self.conv2), self.conv2.bias)
         # averaging and a 1x1 convolution commute: the small one second
-        return F.avg_pool2d(h, 2) + self.skip(F.avg_pool2d(x, 2))
+        return h + self.skip(F.avg_pool2d(x, 2))
 
 
 class SelfAttention(nn.Module):

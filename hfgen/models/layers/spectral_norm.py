@@ -26,7 +26,10 @@ class SpectralNorm(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """``weight`` / sigma, differentiable with the singular vectors held fixed (equation 11)."""
-        matrix = weight.flatten(1)
+        with torch.autocast(weight.device.type, enabled=False):  # a power iteration wants digits
+            return weight / self._sigma(weight.flatten(1))
+
+    def _sigma(self, matrix: Tensor) -> Tensor:
         with torch.no_grad():
             if self.training:
                 stamp = matrix.sum()
@@ -35,7 +38,7 @@ class SpectralNorm(nn.Module):
                 self.stamp.copy_(stamp)
             u = self.u.clone()  # the graph keeps this one; the buffer may change before backward
             v = F.normalize(matrix.mT @ u, dim=0)
-        return weight / torch.dot(u, matrix @ v)
+        return torch.dot(u, matrix @ v)
 
 
 class SNConv2d(nn.Conv2d):
@@ -69,3 +72,8 @@ class SNEmbedding(nn.Embedding):
 
     def forward(self, input: Tensor) -> Tensor:
         return F.embedding(input, self.spectral(self.weight))
+
+
+def effective_weight(layer: nn.Conv2d) -> Tensor:
+    """The kernel that a convolution convolves with, spectral normalisation included."""
+    return layer.spectral(layer.weight) if isinstance(layer, SNConv2d) else layer.weight
