@@ -22,16 +22,21 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
+from diffusers.utils.constants import HF_MODULES_CACHE
 from diffusers.utils.torch_utils import is_compiled_module
 from huggingface_hub import file_exists, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from huggingface_hub.utils import WeakFileLock
 
 from ._standalone import meaning, standalone
 
@@ -55,7 +60,8 @@ class SelfContainedMixin(_Base):
         only installed code does, and a ValueError says so where the two differ."""
         kwargs = {"use_safetensors": True, **kwargs}  # no stranger's pickle
         if kwargs.get("trust_remote_code"):
-            return DiffusionPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
+            with code_lock():
+                return DiffusionPipeline.from_pretrained(pretrained_model_name_or_path, **kwargs)
         return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
 
     @classmethod
@@ -93,11 +99,12 @@ class SelfContainedMixin(_Base):
     def _upload_folder(self, working_dir: Any, repo_id: str, **kwargs: Any):
         """Upload, with the card that stood in the folder or where the pipeline came from, in place
         of the empty one that diffusers has just written. One that the repository has stays."""
-        token = kwargs.get("token")
+        token, folder = kwargs.get("token"), Path(working_dir)
         if not file_exists(repo_id, "README.md", token=token):
-            card = self._card or _origin_card(self.name_or_path, token)
-            if card is not None:
-                Path(working_dir, "README.md").write_text(card, encoding="utf-8")
+            if self._card is not None:
+                (folder / "README.md").write_text(self._card, encoding="utf-8")
+            elif self.name_or_path:
+                _bring_card(self.name_or_path, folder, repo_id, token)
         return super()._upload_folder(working_dir, repo_id, **kwargs)
 
 
@@ -114,14 +121,30 @@ def _read_card(folder: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.is_file() else None
 
 
-def _origin_card(origin: str | None, token: str | bool | None) -> str | None:
-    """The card of the folder or repository that a pipeline was loaded from, if there is one."""
-    if origin is None:
-        return None
+_SHOWN = re.compile(r"\]\((samples/[\w-]+\.\w+)\)")
+
+
+def _bring_card(origin: str, folder: Path, repo_id: str, token: str | bool | None) -> None:
+    """Copy the card of the folder or repository that a pipeline was loaded from, with the pictures
+    that it shows and the recipe, into ``folder``; what its lines load is then ``repo_id``."""
+    card = _origin_file(origin, "README.md", token)
+    if card is None:
+        return
+    text = card.read_text(encoding="utf-8").replace(f'"{origin}"', f'"{repo_id}"')
+    (folder / "README.md").write_text(text, encoding="utf-8")
+    for name in ("recipe.yaml", *_SHOWN.findall(text)):
+        path = _origin_file(origin, name, token)
+        if path is not None:
+            (folder / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(path, folder / name)
+
+
+def _origin_file(origin: str, name: str, token: str | bool | None) -> Path | None:
+    """A file of a folder or repository; None where there is none."""
     if Path(origin).is_dir():
-        return _read_card(Path(origin))
+        return Path(origin, name) if Path(origin, name).is_file() else None
     try:
-        return Path(hf_hub_download(origin, "README.md", token=token)).read_text(encoding="utf-8")
+        return Path(hf_hub_download(origin, name, token=token))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError):
         return None
 
@@ -173,6 +196,15 @@ def _root_package(module: str) -> Any:
 
 
 # ------------------------------------------------------------------------- loading
+
+
+@contextmanager
+def code_lock() -> Iterator[None]:
+    """One process of this machine at a time: diffusers copies the code of a repository into its
+    cache without a lock, so another process might run half a file."""
+    Path(HF_MODULES_CACHE).mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(Path(HF_MODULES_CACHE) / "hfgen.lock"):
+        yield
 
 
 def use_installed(index: dict[str, Any], pipeline: type, where: str) -> dict[str, Any]:

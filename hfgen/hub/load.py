@@ -20,6 +20,7 @@ from hfgen.errors import HfgenError
 from hfgen.hub.client import check_repo_id, hub_errors
 from hfgen.pipelines._self_contained import (  # pyright: ignore[reportMissingImports]
     HASHED,
+    code_lock,
     installed_modules,
     is_component,
     same_module,
@@ -48,9 +49,10 @@ def load(path_or_id: str | Path, **kwargs: Any) -> Any:
     kwargs = {"use_safetensors": True, **kwargs}
     with _one_line(source):
         index = _read(source, INDEX, kwargs)
-        trusted = kwargs.get("trust_remote_code")
-        cls = DiffusionPipeline if trusted else _pipeline_class(index, source)
-        return cls.from_pretrained(source, **kwargs)
+        if kwargs.get("trust_remote_code"):
+            with code_lock():
+                return DiffusionPipeline.from_pretrained(source, **kwargs)
+        return _pipeline_class(index, source).from_pretrained(source, **kwargs)
 
 
 def load_component(path_or_id: str | Path, role: str, **kwargs: Any) -> Any:
