@@ -40,6 +40,7 @@ MODELS: dict[str, str] = {
     "VQVAE": "hfgen.models.vae_vq:VQVAE",
     "LadderVAE": "hfgen.models.vae_ladder:LadderVAE",
     "LatentDiscriminator": "hfgen.models.vae_discriminator:LatentDiscriminator",
+    "PatchDiscriminator": "hfgen.models.vae_patch_discriminator:PatchDiscriminator",
     "GaussianMixturePrior": "hfgen.models.prior_mixture:GaussianMixturePrior",
     "VampPrior": "hfgen.models.prior_vamp:VampPrior",
     "FlowPrior": "hfgen.models.prior_flow:FlowPrior",
@@ -58,6 +59,7 @@ MODELS: dict[str, str] = {
     "StyleGAN2Generator": "hfgen.models.gan_stylegan2:StyleGAN2Generator",
     "StyleGAN2Discriminator": "hfgen.models.gan_stylegan2:StyleGAN2Discriminator",
     "PixelTransformer": "hfgen.models.transformer_pixel:PixelTransformer",
+    "CodeTransformer": "hfgen.models.transformer_codes:CodeTransformer",
     "EDMHeunScheduler": "hfgen.models.scheduler_edm_heun:EDMHeunScheduler",
 }
 """Components by class name, beside every model and scheduler class of diffusers."""
@@ -66,6 +68,9 @@ PIPELINES: dict[str, str] = {
     "VAEPipeline": "hfgen.pipelines.vae_pipeline:VAEPipeline",
     "GANPipeline": "hfgen.pipelines.gan_pipeline:GANPipeline",
     "DenoisingPipeline": "hfgen.pipelines.diffusion_pipeline:DenoisingPipeline",
+    "CLIPScorePipeline": "hfgen.pipelines.clip_pipeline:CLIPScorePipeline",
+    "CodesPipeline": "hfgen.pipelines.codes_pipeline:CodesPipeline",
+    "TextToImagePipeline": "hfgen.pipelines.text_to_image_pipeline:TextToImagePipeline",
 }
 """Pipelines by class name, beside every pipeline class of diffusers."""
 
@@ -79,9 +84,14 @@ OBJECTIVES: dict[str, str] = {
     "dreg": "hfgen.objectives.vae_bounds:DReG",
     "stl": "hfgen.objectives.vae_bounds:StickingTheLanding",
     "vae-gan": "hfgen.objectives.vae_gan:VAEGAN",
+    "vqgan": "hfgen.objectives.vae_vqgan:VQGAN",
     "factor-vae": "hfgen.objectives.vae_adversarial:FactorVAE",
     "adversarial-autoencoder": "hfgen.objectives.vae_adversarial:AdversarialAutoencoder",
     "vq": "hfgen.objectives.vae_vq:VectorQuantized",
+    "dvae": "hfgen.objectives.discrete_vae:DiscreteVAE",
+    "image-codes": "hfgen.objectives.image_codes:ImageCodes",
+    "contrastive": "hfgen.objectives.contrastive:Contrastive",
+    "text-diffusion": "hfgen.objectives.text_diffusion:TextDiffusion",
     "gan": "hfgen.objectives.gan:GAN",
     "diffusion": "hfgen.objectives.diffusion:Diffusion",
     "flow-map": "hfgen.objectives.flow:FlowMaps",
@@ -99,6 +109,7 @@ def choices() -> Choices:
     from hfgen.objectives.gan_augment import AUGMENTATIONS, Augmentation
     from hfgen.objectives.gan_regularizers import REGULARIZERS, Regularizer
     from hfgen.objectives.vae_penalties import PENALTIES, Penalty
+    from hfgen.objectives.vae_perceptual import PERCEPTUALS, Perceptual
 
     return {
         Objective: OBJECTIVES,
@@ -108,6 +119,7 @@ def choices() -> Choices:
         FlowMapTarget: FLOW_MAP_TARGETS,
         Coupling: COUPLINGS,
         Penalty: PENALTIES,
+        Perceptual: PERCEPTUALS,
         Regularizer: REGULARIZERS,
         Augmentation: AUGMENTATIONS,
     }
@@ -119,7 +131,7 @@ class Recipe:
 
     Attributes:
         name: also names the run's folder.
-        family: vae, gan or diffusion.
+        family: vae, gan, diffusion or text.
         description, expect, duration: for ``hfgen recipes``: what it is, what to expect, how long.
         pipeline: class name of the pipeline that is exported; it takes the roles that its
             constructor names.
@@ -129,7 +141,7 @@ class Recipe:
 
     format_version: int = FORMAT_VERSION
     name: str
-    family: Literal["vae", "gan", "diffusion"]
+    family: Literal["vae", "gan", "diffusion", "text"]
     description: str = ""
     expect: str = ""
     duration: str = ""
@@ -150,7 +162,8 @@ class Recipe:
                 f"format_version: {self.format_version} is not {FORMAT_VERSION}, the one that "
                 f"this hfgen reads"
             )
-        for role in sorted({role for phase in self.objective.phases for role in phase.trains}):
+        trained = {role for phase in self.objective.phases for role in phase.trains}
+        for role in sorted(trained - set(self.objective.extra_models())):
             if role not in self.model and "pretrained" not in self.model:
                 raise ValueError(
                     f"model: the objective trains {role!r}, which is not among "
@@ -186,7 +199,7 @@ def find(name: str) -> Path:
         return path
     if (RECIPES / f"{name}.yaml").is_file():
         return RECIPES / f"{name}.yaml"
-    if not path.exists() and name.count("/") == 1 and not name.startswith((".", "/", "runs/")):
+    if is_hub_id(name):
         from hfgen.hub.fetch import fetch
 
         path = fetch(name)
@@ -198,6 +211,12 @@ def find(name: str) -> Path:
             f"{', '.join(bundled())}"
         )
     raise one_of("recipe", name, bundled())
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether ``name`` can only mean a repository of the Hub: "user/name"."""
+    here = Path(name).exists() or name.startswith((".", "/", "runs/"))
+    return name.count("/") == 1 and not here and Path(name).suffix not in (".yaml", ".yml")
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -234,10 +253,14 @@ def load(name: str, overrides: Mapping[str, Any] | list[str] | None = None) -> R
 
 def _from_folder(name: str, path: Path, over: Mapping[str, Any]) -> dict[str, Any]:
     values = read(path)
-    if path.parent == RECIPES or _has(over, "training.resume_from_checkpoint"):
+    if path.parent == RECIPES:
         return values
-    if Path(name).suffix not in (".yaml", ".yml"):
-        values["model"] = {"pretrained": str(path.parent), **values.get("model", {})}
+    folder = Path(name).suffix not in (".yaml", ".yml")
+    if _has(over, "training.resume_from_checkpoint"):
+        return {**values, "output_dir": name} if folder and Path(name).is_dir() else values
+    if folder:  # in place of what it was itself made from; a Hub id holds on every machine
+        source = name if is_hub_id(name) else str(path.parent)
+        values["model"] = {**values.get("model", {}), "pretrained": source}
     if path.name == "recipe.yaml":
         values["output_dir"] = str(
             _fresh(Path(values.get("output_dir") or f"runs/{values['name']}"))

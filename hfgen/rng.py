@@ -37,6 +37,11 @@ class Rng:
         self._start = start
         self.device = torch.device(device)
 
+    @property
+    def start(self) -> int:
+        """First row of the global batch that this part of it holds."""
+        return self._start
+
     def randn(self, name: str, shape: tuple[int, ...] | torch.Size) -> Tensor:
         """Standard normal numbers, float32, of ``shape``; its first dimension is the batch."""
         return self._draw(name, shape, torch.randn)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -22,8 +22,14 @@ from hfgen.denoising import Parameterisation, parameterisation, run_network
 from hfgen.errors import HfgenError
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
 from hfgen.objectives.diffusion_couplings import Coupling, IndependentCoupling
+from hfgen.objectives.diffusion_importance import LossHistory
 from hfgen.objectives.diffusion_times import TimeSampler, UniformTime
-from hfgen.objectives.diffusion_weightings import UniformWeight, Weighting
+from hfgen.objectives.diffusion_weightings import (
+    LearnedWeight,
+    LogVariance,
+    UniformWeight,
+    Weighting,
+)
 from hfgen.rng import Rng
 
 
@@ -35,6 +41,8 @@ class Diffusion(Objective):
         network: the role that is trained: ``unet``, or ``transformer`` for a DiT.
         time: which noise levels are trained on.
         weighting: how much each level's error counts.
+        importance: draw noise levels in proportion to the root mean square of their loss, and
+            weigh them by the inverse (Nichol & Dhariwal 2021, eq. 18).
         bound_weight: weight of the variational bound (nats per dimension, times the steps) for a
             network with a learned variance: ``out_channels`` twice the image's, and a scheduler
             with ``variance_type: learned_range`` (Nichol & Dhariwal 2021, eq. 16).
@@ -47,6 +55,7 @@ class Diffusion(Objective):
     network: str = "unet"
     time: TimeSampler = field(default_factory=UniformTime)
     weighting: Weighting = field(default_factory=UniformWeight)
+    importance: bool = False
     bound_weight: float = 1e-3
     coupling: Coupling = field(default_factory=IndependentCoupling)
     label_dropout: float = 0.0
@@ -57,7 +66,13 @@ class Diffusion(Objective):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase(name="denoise", trains=(self.network,)),)
+        learned = ("log_variance",) if isinstance(self.weighting, LearnedWeight) else ()
+        return (Phase(name="denoise", trains=(self.network, *learned)),)
+
+    def extra_models(self) -> dict[str, nn.Module]:
+        learned = isinstance(self.weighting, LearnedWeight)
+        weight: dict[str, nn.Module] = {"log_variance": LogVariance()} if learned else {}
+        return {**weight, **({"loss_history": LossHistory()} if self.importance else {})}
 
     def loss(
         self, phase: str, models: Mapping[str, nn.Module], batch: Batch, rng: Rng, clock: Clock
@@ -65,21 +80,43 @@ class Diffusion(Objective):
         param = scheduler_parameterisation(models)
         x, network = batch["images"], models[self.network]
         noise = self.coupling.pair(x, rng.randn("noise", x.shape), batch.get("labels"))
-        t = self.time.sample(rng, len(x), param.path)
+        u, kept = self._shares(models, rng, len(x), clock)
+        t = self.time.at(u, param.path)
         labels = class_labels(network, batch, rng, self.label_dropout)
         x_t = param.path.add_noise(x, noise, t)
         output, raw = split_variance(predict(network, param, x_t, t, labels), x.shape[1])
         error = per_image_error(output, param.target(x, noise, t))
-        alpha, sigma = param.path.alpha_sigma(t)
-        loss = (self.weighting.weight(alpha, sigma, param.prediction) * error).mean()
-        terms = {"mse": error.mean()}
+        rows, terms = self._weighted(models, param, t, error), {"mse": error.mean()}
         if raw is not None:
             chain = Chain.of(learned_range(models)).to(x.device)
             estimate = param.denoised(output.detach(), x_t, t)  # the bound trains the variance only
-            bound = chain.step_bound(x.double(), x_t, estimate, raw, t).mean() / x[0].numel()
-            terms["bound"] = bound * len(chain.image)
-            loss = loss + self.bound_weight * terms["bound"].float()
+            bound = chain.step_bound(x.double(), x_t, estimate, raw, t) / x[0].numel()
+            bound = (bound * len(chain.image)).float()
+            rows, terms["bound"] = rows + self.bound_weight * bound, (kept * bound).mean()
+        if self.importance:
+            cast(LossHistory, models["loss_history"]).add(u, rows.detach(), clock.step)
+        loss = (kept * rows).mean()
         return loss, detach({"loss": loss, **terms})
+
+    def _shares(
+        self, models: Mapping[str, nn.Module], rng: Rng, batch: int, clock: Clock
+    ) -> tuple[Tensor, Tensor]:
+        """Shares of the time distribution [B], and the weight of each row [B]."""
+        u = self.time.shares(rng, batch, clock.total_batch_size)
+        if not self.importance:
+            return u, torch.ones_like(u)
+        return cast(LossHistory, models["loss_history"]).warp(u, clock.step)
+
+    def _weighted(
+        self, models: Mapping[str, nn.Module], param: Parameterisation, t: Tensor, error: Tensor
+    ) -> Tensor:
+        """The loss of each row [B]."""
+        alpha, sigma = param.path.alpha_sigma(t)
+        rows = self.weighting.weight(alpha, sigma, param.prediction) * error
+        if not isinstance(self.weighting, LearnedWeight):
+            return rows
+        log_variance = models["log_variance"](alpha, sigma)
+        return rows * torch.exp(-log_variance) + log_variance
 
 
 def scheduler_parameterisation(models: Mapping[str, Any]) -> Parameterisation:

@@ -13,20 +13,45 @@ from hfgen.denoising import ProbabilityPath
 from hfgen.rng import Rng
 
 
+@dataclass(frozen=True, kw_only=True)
 class TimeSampler(ABC):
-    """Draws one time of ``path`` per image. Concrete ones are frozen dataclasses."""
+    """A distribution of noise levels, by its quantile function. Concrete ones are frozen.
+
+    Args:
+        stratified: row i of a global batch of N draws from the i-th of N equal parts of the
+            distribution, over all processes and micro-batches (as k-diffusion does): every batch
+            has the same mix of noise levels.
+    """
+
+    stratified: bool = False
 
     @abstractmethod
-    def sample(self, rng: Rng, batch: int, path: ProbabilityPath) -> Tensor:
-        """Times [batch] in the unit of ``path``, with the draw named ``t``."""
+    def at(self, u: Tensor, path: ProbabilityPath) -> Tensor:
+        """Times in the unit of ``path`` below which the share ``u`` in (0, 1) of draws lies."""
+
+    def shares(self, rng: Rng, batch: int, total: int = 0) -> Tensor:
+        """Shares u [batch], uniform in (0, 1): the draw named ``t``.
+
+        Args:
+            total: rows of the global batch; needed for strata.
+        """
+        u = rng.rand("t", (batch,))
+        if self.stratified:
+            row = torch.arange(rng.start, rng.start + batch, device=u.device)
+            u = (row % max(total, batch) + u) / max(total, batch)
+        return u.clamp(1e-6, 1 - 1e-6)
+
+    def sample(self, rng: Rng, batch: int, path: ProbabilityPath, total: int = 0) -> Tensor:
+        """Times [batch] in the unit of ``path``."""
+        return self.at(self.shares(rng, batch, total), path)
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniformTime(TimeSampler):
     """Uniform over the path: over the T steps of a chain (Ho et al. 2020, algorithm 1), or time."""
 
-    def sample(self, rng: Rng, batch: int, path: ProbabilityPath) -> Tensor:
-        return path.at(rng.rand("t", (batch,)))
+    def at(self, u: Tensor, path: ProbabilityPath) -> Tensor:
+        return path.at(u)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,8 +69,8 @@ class LogNormalTime(TimeSampler):
         if self.std <= 0:
             raise ValueError(f"std of the log-normal time must be positive, got {self.std}")
 
-    def sample(self, rng: Rng, batch: int, path: ProbabilityPath) -> Tensor:
-        ratio = torch.exp(self.mean + self.std * rng.randn("t", (batch,)))
+    def at(self, u: Tensor, path: ProbabilityPath) -> Tensor:
+        ratio = torch.exp(self.mean + self.std * torch.special.ndtri(u))
         return path.snap(path.at_ratio(ratio))
 
 
@@ -60,8 +85,8 @@ class LogitNormalTime(TimeSampler):
         if self.std <= 0:
             raise ValueError(f"std of the logit-normal time must be positive, got {self.std}")
 
-    def sample(self, rng: Rng, batch: int, path: ProbabilityPath) -> Tensor:
-        return path.at(torch.sigmoid(self.mean + self.std * rng.randn("t", (batch,))))
+    def at(self, u: Tensor, path: ProbabilityPath) -> Tensor:
+        return path.at(torch.sigmoid(self.mean + self.std * torch.special.ndtri(u)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +104,8 @@ class ModeTime(TimeSampler):
         if not -1 <= self.scale <= 2 / (math.pi - 2):
             raise ValueError(f"scale of the mode time must be in [-1, 1.7519], got {self.scale}")
 
-    def sample(self, rng: Rng, batch: int, path: ProbabilityPath) -> Tensor:
-        u = rng.rand("t", (batch,))
+    def at(self, u: Tensor, path: ProbabilityPath) -> Tensor:
+        u = 1 - u  # eq. 20 falls with u
         return path.at(1 - u - self.scale * (torch.cos(math.pi / 2 * u) ** 2 - 1 + u))
 
 

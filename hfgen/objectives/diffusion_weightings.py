@@ -7,11 +7,12 @@ loss under every prediction. SNR = alpha^2 / sigma^2 throughout.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfgen.denoising import Prediction
 
@@ -104,6 +105,44 @@ class VelocityWeight(Weighting):
         return _on_image(sigma.clamp(min=self.floor) ** -2, alpha, sigma, prediction)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LearnedWeight(Weighting):
+    """exp(-u) error + u with a learned u(sigma) (Kendall et al. 2018; Karras et al. 2024, eq. 14).
+
+    At its best exp(u) is the mean error of that noise level, so that every level counts the same.
+    u is the model ``log_variance`` beside the network, used in training only.
+    """
+
+    def weight(self, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
+        return torch.ones_like(sigma)
+
+
+class LogVariance(nn.Module):
+    """u of ln(sigma / alpha): one linear layer on Fourier features, 0 at the start (EDM2, app. B).
+
+    Args:
+        features: how many; their frequencies are N(0, 1) and fixed.
+    """
+
+    frequencies: Tensor
+    phases: Tensor
+
+    def __init__(self, features: int = 128):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.register_buffer("frequencies", torch.randn(features, generator=generator))
+        self.register_buffer("phases", torch.rand(features, generator=generator))
+        self.out = nn.Linear(features, 1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """[B] -> [B]."""
+        level = (sigma / alpha.clamp(min=1e-8)).log()[:, None] / 4
+        angle = 2 * math.pi * (level * self.frequencies + self.phases)
+        return self.out(2**0.5 * angle.cos())[:, 0].float()
+
+
 def _on_image(weight: Tensor, alpha: Tensor, sigma: Tensor, prediction: Prediction) -> Tensor:
     """A weight on the image's error, as one on the network's output.
 
@@ -122,4 +161,5 @@ WEIGHTINGS: dict[str, type[Weighting]] = {
     "p2": P2Weight,
     "edm": EDMWeight,
     "velocity": VelocityWeight,
+    "learned": LearnedWeight,
 }

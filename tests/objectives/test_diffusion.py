@@ -20,6 +20,7 @@ from hfgen.denoising import PREDICTIONS, EDMPath, LinearPath, parameterisation
 from hfgen.errors import HfgenError
 from hfgen.objectives.base import Clock
 from hfgen.objectives.diffusion import Diffusion, class_labels
+from hfgen.objectives.diffusion_importance import LossHistory
 from hfgen.objectives.diffusion_times import (
     TIME_SAMPLERS,
     LogitNormalTime,
@@ -30,6 +31,8 @@ from hfgen.objectives.diffusion_times import (
 from hfgen.objectives.diffusion_weightings import (
     WEIGHTINGS,
     EDMWeight,
+    LearnedWeight,
+    LogVariance,
     MinSNRWeight,
     P2Weight,
     SNRWeight,
@@ -130,7 +133,8 @@ def test_logit_normal_time_is_log_normal_on_the_linear_path():
 def test_log_normal_time_on_the_chain_is_the_nearest_step():
     path = parameterisation(DDPMScheduler()).path
     steps = LogNormalTime().sample(Rng(3), 1000, path)
-    ratio = torch.exp(-1.2 + 1.2 * Rng(3).randn("t", (1000,)))
+    normal = torch.special.ndtri(Rng(3).rand("t", (1000,)).clamp(1e-6, 1 - 1e-6))
+    ratio = torch.exp(-1.2 + 1.2 * normal)
     alpha, sigma = path.alpha_sigma(torch.arange(1000))
     distance = ((sigma / alpha).log()[None] - ratio.log()[:, None]).abs()
     chosen = distance[torch.arange(1000), steps]
@@ -153,6 +157,90 @@ def test_times_do_not_depend_on_the_split(name):
     whole = sampler.sample(Rng(0, 1), 40, path)
     parts = [sampler.sample(Rng(0, 1, start=s), 8, path) for s in range(0, 40, 8)]
     assert torch.equal(whole, torch.cat(parts))
+
+
+@pytest.mark.parametrize("name", TIME_SAMPLERS)
+def test_strata_hold_one_row_each_over_all_micro_batches(name):
+    """Every 32nd of the distribution gets one row of a global batch of 32, wherever it is."""
+    sampler, path = TIME_SAMPLERS[name](stratified=True), LinearPath()
+    parts = [sampler.shares(Rng(0, 1, start=s), 8, 32) for s in range(0, 32, 8)]
+    assert (torch.cat(parts) * 32).long().tolist() == list(range(32))
+    free = TIME_SAMPLERS[name]()
+    grid = torch.linspace(0.001, 0.999, 999)
+    assert bool((free.at(grid, path).diff() > 0).all()), "at() is a quantile function"
+    torch.testing.assert_close(sampler.at(grid, path), free.at(grid, path), rtol=0, atol=0)
+
+
+def history(loss_of, steps: int = 200, rows: int = 256) -> LossHistory:
+    """A history that has seen ``loss_of(u)`` at uniform shares."""
+    memory = LossHistory(parts=16)
+    for step in range(steps):
+        u = torch.rand(rows, generator=torch.Generator().manual_seed(step))
+        memory.warp(u[:1], step)  # what earlier steps added counts from now on
+        memory.add(u, loss_of(u), step)
+    memory.warp(u[:1], steps)
+    return memory
+
+
+def test_importance_draws_in_proportion_to_the_loss_and_keeps_means():
+    memory = history(lambda u: 0.1 + 3 * u**2)
+    u = (torch.arange(100_000) + 0.5) / 100_000
+    moved, weight = memory.warp(u, 10_000)
+    parts = (moved * 16).long().bincount(minlength=16) / 100_000 * 16
+    torch.testing.assert_close(parts.double(), memory.density, atol=1e-3, rtol=0)
+    middle = (torch.arange(16, dtype=torch.float64) + 0.5) / 16
+    expected = 0.1 + 3 * middle**2
+    expected = 0.99 * expected / expected.mean() + 0.01
+    torch.testing.assert_close(memory.density, expected, atol=0.02, rtol=0.02)
+    for function in (torch.ones_like, torch.sin, lambda v: v**3):  # weighted means are unbiased
+        exact = function((torch.arange(100_000) + 0.5) / 100_000).mean()
+        torch.testing.assert_close((weight * function(moved)).mean(), exact, atol=1e-3, rtol=0)
+
+
+def test_importance_lowers_the_variance_of_the_loss():
+    loss_of = lambda u: torch.exp(4 * u)  # noqa: E731
+    memory = history(loss_of)
+    u = torch.rand(20_000, generator=torch.Generator().manual_seed(1))
+    moved, weight = memory.warp(u, 10_000)
+    assert (weight * loss_of(moved)).std() < 0.2 * loss_of(u).std()
+
+
+def test_importance_is_even_until_every_part_has_been_seen():
+    memory = LossHistory(parts=4)
+    u = torch.rand(64, generator=torch.Generator().manual_seed(0))
+    memory.add(u, torch.ones(64) * u, 0)
+    moved, weight = memory.warp(u, 0)  # the same step sees nothing of itself
+    torch.testing.assert_close(moved, u)
+    assert weight.tolist() == [1.0] * 64
+
+
+def test_the_learned_weight_finds_the_mean_error_of_each_level():
+    """The minimum of exp(-u) e + u is u = ln E[e | sigma] (EDM2, eq. 14)."""
+    torch.manual_seed(0)
+    model = LogVariance()
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
+    for _ in range(400):
+        t = torch.rand(256) * 0.9 + 0.05
+        alpha, sigma = 1 - t, t
+        error = (0.2 + t**2) * torch.randn(256, 32).square().mean(1)  # mean 0.2 + t^2
+        u = model(alpha, sigma)
+        optimizer.zero_grad()
+        (error * torch.exp(-u) + u).mean().backward()
+        optimizer.step()
+    t = torch.linspace(0.1, 0.9, 9)
+    torch.testing.assert_close(model(1 - t, t).exp(), 0.2 + t**2, rtol=0.3, atol=0.0)
+
+
+def test_state_of_the_objective_is_named_by_its_parts():
+    objective = Diffusion(weighting=LearnedWeight(), importance=True)
+    assert set(objective.extra_models()) == {"log_variance", "loss_history"}
+    assert objective.phases[0].trains == ("unet", "log_variance")
+    scheduler = SCHEDULERS["flow"]
+    models = {"unet": Optimal(scheduler, 0.3), "scheduler": scheduler, **objective.extra_models()}
+    images = 0.3 * torch.randn(64, 1, 4, 4)
+    first, _ = objective.loss("denoise", models, {"images": images}, Rng(0, 0), CLOCK)
+    plain, _ = Diffusion().loss("denoise", models, {"images": images}, Rng(0, 0), CLOCK)
+    torch.testing.assert_close(first, plain)  # u = 0 and even draws at the start
 
 
 @pytest.mark.parametrize("build", [LogNormalTime, LogitNormalTime])
@@ -209,7 +297,7 @@ def test_a_weighting_means_the_same_loss_under_every_prediction(name):
         for kind in ("epsilon", "sample", "v_prediction", "flow_prediction", "score")
     ]
     same = all(torch.allclose(on_image[0], other) for other in on_image[1:])
-    assert same == (name != "uniform")
+    assert same == (name not in ("uniform", "learned"))
 
 
 @pytest.mark.parametrize("name", WEIGHTINGS)
