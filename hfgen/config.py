@@ -293,7 +293,9 @@ def _fits(hint: Any, value: Any, choices: Choices) -> bool:
     if dataclasses.is_dataclass(hint):
         return isinstance(value, Mapping)
     if origin in (list, tuple):
-        items = arguments if origin is tuple and Ellipsis not in arguments else None
+        # diffusers writes tuple[int] for a list of any length
+        fixed = origin is tuple and Ellipsis not in arguments and len(arguments) > 1
+        items = arguments if fixed else None
         if not isinstance(value, list | tuple) or (items is not None and len(items) != len(value)):
             return False
         return all(

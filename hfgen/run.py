@@ -87,6 +87,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
 
     from hfgen.build import build_components, build_pipeline, exported_roles
     from hfgen.data import BatchStream
+    from hfgen.finish import finish
     from hfgen.hub.background import RunPusher
     from hfgen.latents import training_source
     from hfgen.samples import accepted, save_samples
@@ -129,7 +130,9 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
 
     def saved(models: Mapping[str, Any], checkpoint: Path) -> None:
         if pusher is not None:
-            pusher.saved(checkpoint, lambda folder: export(pipeline(models), recipe, folder))
+            made = pipeline(models)
+            finish(made, recipe.objective, source)
+            pusher.saved(checkpoint, lambda folder: export(made, recipe, folder))
 
     trainer = Trainer(
         accelerator=accelerator,
@@ -155,7 +158,9 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         trainer.restore(resume)
     stopped_by = trainer.run()
     if accelerator.is_main_process:
-        export(pipeline(trainer.averaged), recipe, recipe.folder / "pipeline")
+        trained = pipeline(trainer.averaged)
+        finish(trained, recipe.objective, source)
+        export(trained, recipe, recipe.folder / "pipeline")
         _say_end(recipe, stopped_by == 0, checkpoints.latest())
         if pusher is not None and stopped_by == 0:
             print(f"pushed:   {pusher.finish().url}")
@@ -297,6 +302,7 @@ def export_checkpoint(folder: str, checkpoint: str = "latest", ema: int = 0) -> 
         HfgenError: not a run, no such checkpoint, no such average.
     """
     from hfgen.build import build_components, build_pipeline, exported_roles
+    from hfgen.finish import finish
     from hfgen.latents import training_source
     from hfgen.training.checkpoints import Checkpoints, load_module
 
@@ -318,14 +324,17 @@ def export_checkpoint(folder: str, checkpoint: str = "latest", ema: int = 0) -> 
         if checkpoint == "best" and best
         else checkpoints.resolve(checkpoint)
     )
-    components = build_components(recipe, training_source(recipe).spec)
+    images = training_source(recipe)
+    components = build_components(recipe, images.spec)
     for role in {role for phase in recipe.objective.phases for role in phase.trains}:
         averaged = recipe.ema.half_lives and role in exported_roles(recipe)
         load_module(
             source / f"{f'ema{ema}-' if averaged else ''}{role}.safetensors", components[role]
         )
     target = Path(folder) / "pipeline"
-    export(build_pipeline(recipe, components), recipe, target)
+    pipeline = build_pipeline(recipe, components)
+    finish(pipeline, recipe.objective, images)
+    export(pipeline, recipe, target)
     return target
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, ImagePipelineOutput, ModelMixin
+from diffusers.utils import logging
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor
 
@@ -22,6 +24,8 @@ from ._common import (
 from ._latents import LatentsMixin
 from ._self_contained import SelfContainedMixin
 
+logger = logging.get_logger(__name__)
+
 
 class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
     """z ~ prior, image = mean of p(x | z) (Kingma & Welling 2013).
@@ -34,17 +38,26 @@ class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
             where ``generator`` may be a list of one per row.
         likelihood: what the decoder's output means, e.g. ``{"type": "bernoulli"}``; None for a
             Gaussian, whose mean is the output itself. Kept in ``model_index.json``.
+        latents_mean, latents_std: moments by channel of the latents of training images, for models
+            that are trained on them; the autoencoder's own ``scaling_factor`` is 1 over the
+            standard deviation of all channels together.
     """
 
     model_cpu_offload_seq = "prior->vae"
     _optional_components = ["prior"]
 
     def __init__(
-        self, vae: ModelMixin, prior: ModelMixin | None = None, likelihood: dict | None = None
+        self,
+        vae: ModelMixin,
+        prior: ModelMixin | None = None,
+        likelihood: dict | None = None,
+        latents_mean: list[float] | None = None,
+        latents_std: list[float] | None = None,
     ):
         super().__init__()
         self.register_modules(vae=vae, prior=prior)
         self.register_to_config(likelihood=likelihood or {"type": "gaussian"})
+        self.register_to_config(latents_mean=latents_mean, latents_std=latents_std)
         likelihood_from_config(self.config["likelihood"])  # an unknown one fails here
 
     @property
@@ -141,6 +154,11 @@ class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
         self, batch_size: int, generator: Generators, labels: Tensor | None, temperature: float
     ) -> Tensor:
         if self.prior is None:
+            if "quantizer" in self.vae.config:
+                _warn(
+                    "This autoencoder has no prior over its codes: what follows is decoded noise. "
+                    "Fit one: hfgen fit-prior RUN --prior codes"
+                )
             noise = draw_latents(batch_size, self.latent_shape, generator, self._execution_device)
             return temperature * noise
         sample = apply_forward_hook(type(self.prior).sample)  # so that offloading sees the call
@@ -150,6 +168,12 @@ class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
         decode = apply_forward_hook(type(self.vae).decode)
         params = decode(self.vae, latents.to(self.vae.dtype), **_only_given(labels)).sample
         return self.likelihood.mean(params.float())
+
+
+@lru_cache
+def _warn(line: str) -> None:
+    """Once in a process."""
+    logger.warning(line)
 
 
 def _only_given(labels: Tensor | None) -> dict[str, Tensor]:

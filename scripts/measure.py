@@ -23,6 +23,7 @@ from hfgen.data import load_source
 from hfgen.environment import commit
 from hfgen.evaluation import evaluate
 from hfgen.evaluation.baselines import PixelGaussian, RepeatedImages
+from hfgen.evaluation.likelihood import has_likelihood
 from hfgen.hub.load import load
 from hfgen.latents import training_source
 from hfgen.samples import accepted, save_samples
@@ -56,15 +57,10 @@ def measure(run: Path, name: str) -> None:
     quick = {name: min(steps, UNTRAINED_STEPS) for name in call}
     settings: dict[str, Any] = {"data": train, "num_images": NUM_IMAGES, "progress": False}
     pipeline = load(run)
-    density = (
-        ("likelihood", "reconstruction")
-        if hasattr(pipeline, "vae") and hasattr(pipeline, "likelihood")
-        else ()
-    )
     results = evaluate(
         pipeline,
         heldout=validation,
-        metrics=(*METRICS, *density),
+        metrics=(*METRICS, *autoencoder_metrics(pipeline)),
         call=call,
         ema=bool(recipe.ema.half_lives),
         **settings,
@@ -90,6 +86,17 @@ def measure(run: Path, name: str) -> None:
     (DOCS / "results" / f"{name}.json").write_text(json.dumps(written, indent=1) + "\n")
     save_samples(pipeline, DOCS / "images" / f"{name}.png", 64, seed=0, **call)
     print(f"{name}: " + "  ".join(f"{s['name']} {s['value']:.4g}" for s in written["scores"]))
+
+
+def autoencoder_metrics(pipeline: Any) -> tuple[str, ...]:
+    """Likelihood where there is a density; reconstructions; their features where latents are maps
+    (a tokenizer for other models).
+    """
+    if type(pipeline).__name__ != "VAEPipeline":
+        return ()
+    density = ("likelihood",) if has_likelihood(pipeline) else ()
+    maps = ("rfd",) if len(pipeline.latent_shape) > 1 else ()
+    return (*density, "reconstruction", *maps)
 
 
 def trained(run: Path) -> dict[str, Any]:

@@ -27,10 +27,11 @@ class VQVAE(ModelMixin, ConfigMixin):
             image when None.
         block_out_channels: channels after each halving.
         layers_per_block: residual blocks per resolution.
-        quantizer: its ``type`` ("vq", "residual", "fsq", "lfq") and arguments; a codebook of 512
+        quantizer: its ``type`` (vq, residual, fsq, lfq, gumbel) and arguments; a codebook of 512
             vectors of 32 by default.
         num_class_embeds: number of classes; labels join the image and the latent map as constant
             planes.
+        scaling_factor: 1 over the standard deviation of the codes, for models trained on them.
     """
 
     _supports_gradient_checkpointing = True
@@ -45,6 +46,7 @@ class VQVAE(ModelMixin, ConfigMixin):
         layers_per_block: int = 1,
         quantizer: dict | None = None,
         num_class_embeds: int | None = None,
+        scaling_factor: float = 1.0,
     ):
         super().__init__()
         if sample_size < 2 ** len(block_out_channels):

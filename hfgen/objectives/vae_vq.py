@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from hfgen.errors import HfgenError
 from hfgen.likelihoods import Gaussian, Likelihood
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
-from hfgen.objectives.vae import label_arguments, log_likelihood, require, tie_prior
+from hfgen.objectives.vae import Models, label_arguments, log_likelihood, require, tie_prior
 from hfgen.rng import Rng
 
 
@@ -21,6 +20,46 @@ def perplexity(indices: Tensor, vocabulary: int) -> Tensor:
     counts = torch.bincount(indices.flatten(), minlength=vocabulary).float()
     share = counts / counts.sum()
     return torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
+
+
+def autoencode(
+    model: nn.Module,
+    images: Tensor,
+    labels: dict[str, Tensor],
+    clock: Clock,
+    commitment: float,
+    entropy: float,
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """Decoder output, the weighted terms of the codes (a scalar) and what is logged of them."""
+    vae: Any = model
+    vae.codebook.advance(clock.step)
+    latents = vae.encode_map(images, **labels)
+    try:
+        vae.codebook.start_from(latents)
+    except ValueError as error:
+        raise HfgenError(f"model.vae.{error}") from None
+    quantized = vae.quantize(latents)
+    params = vae.decode(quantized.codes, **labels).sample
+    rate = (quantized.codebook + commitment * quantized.commitment).mean()
+    rate = rate + entropy * quantized.entropy
+    vocabulary = vae.codebook.num_embeddings
+    uses = [perplexity(level, vocabulary) for level in quantized.indices.unbind(-1)]
+    logs = {"commitment": quantized.commitment, "perplexity": torch.stack(uses).mean()}
+    if entropy:
+        logs["entropy"] = quantized.entropy
+    return params, rate, logs
+
+
+def code_prior_loss(models: Models, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """-ln p(codes) of role ``prior`` in nats per image."""
+    vae: Any = models["vae"]
+    prior: Any = models["prior"]
+    labels = label_arguments(vae, batch)
+    tie_prior(models)
+    with torch.no_grad():
+        indices = vae.quantize(vae.encode_map(batch["images"], **labels)).indices
+    loss = -prior.log_prob_indices(indices, labels.get("class_labels")).mean()
+    return loss, detach({"prior": loss})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,39 +92,14 @@ class VectorQuantized(Objective):
         return (Phase(name="vae", trains=("vae",)), *prior)
 
     def loss(
-        self, phase: str, models: Mapping[str, nn.Module], batch: Batch, rng: Rng, clock: Clock
+        self, phase: str, models: Models, batch: Batch, rng: Rng, clock: Clock
     ) -> tuple[Tensor, dict[str, Tensor]]:
         if phase == "prior":
-            return self._prior(models, batch)
-        vae: Any = models["vae"]
-        images, labels = batch["images"], label_arguments(vae, batch)
-        vae.codebook.advance(clock.step)
-        latents = vae.encode_map(images, **labels)
-        try:
-            vae.codebook.start_from(latents)
-        except ValueError as error:
-            raise HfgenError(f"model.vae.{error}") from None
-        quantized = vae.quantize(latents)
-        params = vae.decode(quantized.codes, **labels).sample
-        reconstruction = -log_likelihood(self.likelihood, images, params)
-        loss = reconstruction + quantized.codebook + self.commitment * quantized.commitment
-        loss = loss.mean() + self.entropy * quantized.entropy
-        vocabulary = vae.codebook.num_embeddings
-        uses = [perplexity(level, vocabulary) for level in quantized.indices.unbind(-1)]
-        logs = {"loss": loss, "reconstruction": reconstruction, "commitment": quantized.commitment}
-        logs |= {"perplexity": torch.stack(uses).mean()}
-        if self.entropy:
-            logs["entropy"] = quantized.entropy
-        return loss, detach(logs)
-
-    def _prior(
-        self, models: Mapping[str, nn.Module], batch: Batch
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        vae: Any = models["vae"]
-        prior: Any = models["prior"]
-        labels = label_arguments(vae, batch)
-        tie_prior(models)
-        with torch.no_grad():
-            indices = vae.quantize(vae.encode_map(batch["images"], **labels)).indices
-        loss = -prior.log_prob_indices(indices, labels.get("class_labels")).mean()
-        return loss, detach({"prior": loss})
+            return code_prior_loss(models, batch)
+        images, labels = batch["images"], label_arguments(models["vae"], batch)
+        params, rate, logs = autoencode(
+            models["vae"], images, labels, clock, self.commitment, self.entropy
+        )
+        reconstruction = -log_likelihood(self.likelihood, images, params).mean()
+        loss = reconstruction + rate
+        return loss, detach({"loss": loss, "reconstruction": reconstruction, **logs})

@@ -4,63 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
 from hfgen.errors import HfgenError
-
-CHANNELS = (64, 192, 384, 256, 256)
-SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
-
-
-class LPIPS(nn.Module):
-    """AlexNet features of five layers, unit length by position, squared differences weighed by
-    channel and summed.
-
-    Parameter names are those of the published files: ``features.N.*`` of torchvision's AlexNet and
-    ``linK.model.1.weight`` of LPIPS 0.1, in one checkpoint.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        convolutions = {
-            "0": nn.Conv2d(3, 64, 11, stride=4, padding=2),
-            "3": nn.Conv2d(64, 192, 5, padding=2),
-            "6": nn.Conv2d(192, 384, 3, padding=1),
-            "8": nn.Conv2d(384, 256, 3, padding=1),
-            "10": nn.Conv2d(256, 256, 3, padding=1),
-        }
-        self.features = nn.ModuleDict(convolutions)
-        for k, channels in enumerate(CHANNELS):
-            linear = nn.Conv2d(channels, 1, 1, bias=False)
-            self.add_module(f"lin{k}", nn.ModuleDict({"model": nn.ModuleDict({"1": linear})}))
-        self.register_buffer("shift", torch.tensor(SHIFT).view(1, 3, 1, 1), persistent=False)
-        self.register_buffer("scale", torch.tensor(SCALE).view(1, 3, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor, reconstructions: Tensor) -> Tensor:
-        """Distance of each pair, [B].
-
-        Args:
-            images, reconstructions: [B, 1 or 3, H, W] in [-1, 1], H and W at least 32.
-        """
-        distance = torch.zeros(len(images), device=images.device)
-        pairs = zip(self._activations(images), self._activations(reconstructions), strict=True)
-        for k, (a, b) in enumerate(pairs):
-            weight = self.get_parameter(f"lin{k}.model.1.weight")
-            difference = (F.normalize(a, dim=1) - F.normalize(b, dim=1)).square()
-            distance = distance + F.conv2d(difference, weight).mean((1, 2, 3))
-        return distance
-
-    def _activations(self, x: Tensor) -> list[Tensor]:
-        x = (x.expand(-1, 3, -1, -1) - self.get_buffer("shift")) / self.get_buffer("scale")
-        found = []
-        for index, convolution in self.features.items():
-            if index in ("3", "6"):
-                x = F.max_pool2d(x, 3, stride=2)
-            x = F.relu(convolution(x))
-            found.append(x)
-        return found
+from hfgen.perceptual import AlexNetDistance as LPIPS
 
 
 def load_lpips(weights: str | Path | None) -> LPIPS:
