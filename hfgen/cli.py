@@ -60,6 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
     _command(commands, "recipes", _recipes, "list the bundled recipes")
     text = "write a run's pipeline anew from one of its checkpoints"
     _export_parser(_command(commands, "export", _export, text))
+    text = "make a pipeline with another average of a run's weights"
+    _ema_parser(_command(commands, "ema", _ema, text))
     _evaluation_parsers(commands)
     _hub_parsers(commands)
     _fit_prior_parser(
@@ -95,6 +97,12 @@ def _export_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("run", help="a run's folder")
     parser.add_argument("--checkpoint", default="latest", metavar="latest|best|PATH")
     parser.add_argument("--ema", type=int, default=0, help="which average (default: the first)")
+
+
+def _ema_parser(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("run", help="the folder of a run with stored averages (ema.sigma_rels)")
+    parser.add_argument("--sigma-rel", type=float, required=True, metavar="W", help="its width")
+    parser.add_argument("--output", metavar="FOLDER", help="default: RUN/pipeline-ema-W")
 
 
 def _fit_prior_parser(parser: argparse.ArgumentParser) -> None:
@@ -215,6 +223,13 @@ def _export(options: argparse.Namespace, _: list[str]) -> int:
     from hfgen.run import export_checkpoint
 
     print(f"pipeline: {export_checkpoint(options.run, options.checkpoint, options.ema)}")
+    return 0
+
+
+def _ema(options: argparse.Namespace, _: list[str]) -> int:
+    from hfgen.run import export_ema
+
+    print(f"pipeline: {export_ema(options.run, options.sigma_rel, options.output)}")
     return 0
 
 

@@ -338,6 +338,33 @@ def export_checkpoint(folder: str, checkpoint: str = "latest", ema: int = 0) -> 
     return target
 
 
+def export_ema(folder: str, sigma_rel: float, output: str | None = None) -> Path:
+    """A pipeline of a run with another average of its weights, from the stored power-function
+    averages (Karras et al. 2024, section 3.2).
+
+    Args:
+        folder: the run's folder; it was trained with ``ema.sigma_rels``.
+        sigma_rel: relative width of the average, in (0, 0.2886].
+        output: where the pipeline goes; by default ``pipeline-ema-<sigma_rel>`` in the run.
+    Raises:
+        HfgenError: not a run, no averages, an impossible width.
+    """
+    from hfgen.build import build_components, build_pipeline, exported_roles
+    from hfgen.latents import training_source
+    from hfgen.training.ema_snapshots import reconstruct_width
+
+    recipe = _recipe_of(folder)
+    trained = {role for phase in recipe.objective.phases for role in phase.trains}
+    roles = [role for role in exported_roles(recipe) if role in trained]
+    weights = {role: reconstruct_width(Path(folder) / "ema", role, sigma_rel) for role in roles}
+    components = build_components(recipe, training_source(recipe).spec)
+    for role in roles:
+        components[role].load_state_dict(weights[role])
+    target = Path(output or Path(folder) / f"pipeline-ema-{sigma_rel:g}")
+    export(build_pipeline(recipe, components), recipe, target)
+    return target
+
+
 def _recipe_of(folder: str) -> Recipe:
     file = Path(folder) / "recipe.yaml"
     if not file.is_file():

@@ -122,12 +122,21 @@ class EMAConfig:
             exported. Empty: none.
         rampup_ratio: the half-life grows as this share of the images seen, until it is reached;
             null for no ramp.
+        sigma_rels: relative widths of power-function averages that are stored ``snapshots`` times
+            a run, so that ``hfgen ema RUN --sigma-rel W`` makes a pipeline of any width afterwards;
+            two of them, 0.05 and 0.1, are enough.
     """
 
     half_lives: tuple[int, ...] = (50_000,)
     rampup_ratio: float | None = 0.05
+    sigma_rels: tuple[float, ...] = ()
+    snapshots: int = 16
 
     def __post_init__(self) -> None:
+        _positive(snapshots=self.snapshots)
+        for width in self.sigma_rels:
+            if not 0 < width <= 12**-0.5:
+                raise ValueError(f"sigma_rels must lie in (0, 0.2886], got {width}")
         for value in self.half_lives:
             _positive(half_lives=value)
         _positive(rampup_ratio=self.rampup_ratio)

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from hfgen.training.posthoc_ema import decay, gamma_of
+
 
 class EMA:
     """One average of some models, with a half-life in images.
@@ -52,6 +54,24 @@ class EMA:
             torch._foreach_lerp_(old, new, weight)
         for old, new in self._copied:
             old.copy_(new)
+
+
+class PowerEMA(EMA):
+    """A power-function average (Karras et al. 2024, eq. 8): its width is a share of the run so far.
+
+    Args:
+        models: as for ``EMA``.
+        sigma_rel: relative width; 0.1 averages over about the last quarter of the run.
+    """
+
+    def __init__(self, models: Mapping[str, nn.Module], sigma_rel: float):
+        super().__init__(models, half_life=1.0, rampup_ratio=None)
+        self.sigma_rel = sigma_rel
+        self._gamma = gamma_of(sigma_rel)
+
+    def decay(self, images_seen: int, batch: int) -> float:
+        """Eq. 9 there."""
+        return decay(self._gamma, images_seen, batch)
 
 
 def _tensors(

@@ -19,7 +19,8 @@ from hfgen.objectives.base import Batch, Clock, Objective, Phase
 from hfgen.rng import Rng, seed_from
 from hfgen.training.checkpoints import Checkpoints, Snapshot, load_into, read_state
 from hfgen.training.config import EMAConfig, OptimizerConfig, TrainingConfig
-from hfgen.training.ema import EMA
+from hfgen.training.ema import EMA, PowerEMA
+from hfgen.training.ema_snapshots import save_averages
 from hfgen.training.log import Log, Progress
 from hfgen.training.meter import Meter
 from hfgen.training.optimizers import build_optimizer, build_schedule, config_for_role
@@ -108,14 +109,10 @@ class Trainer:
         state = [role for role in objective.extra_models() if role not in roles]
         self._state: dict[str, nn.Module] = {role: models[role] for role in state}
         self._place(models)
-        self._emas = [
-            EMA(
-                {role: self.models[role] for role in exported if role in roles},
-                half_life,
-                ema.rampup_ratio,
-            )
-            for half_life in ema.half_lives
-        ]
+        followed = {role: self.models[role] for role in exported if role in roles}
+        self._emas = [EMA(followed, half, ema.rampup_ratio) for half in ema.half_lives]
+        self._profiles = [PowerEMA(followed, width) for width in ema.sigma_rels]
+        self._profile_every = -(-training.steps // ema.snapshots) * training.total_batch_size
         self._modules = {
             phase.name: accelerator.prepare(PhaseModule(phase, objective, models))
             for phase in self._phases
@@ -169,7 +166,7 @@ class Trainer:
             schedule.step()
         self.now.step += 1
         self.now.images_seen += self._config.total_batch_size
-        for ema in self._emas:
+        for ema in (*self._emas, *self._profiles):
             ema.update(self.now.images_seen, self._config.total_batch_size)
         return terms
 
@@ -240,6 +237,9 @@ class Trainer:
         total = config.steps * config.total_batch_size
         if self._due(config.sample_every, total // 5) or (finished and config.sample_every != 0):
             self._on_main(lambda: self._hooks.sample(self.averaged, self.now.images_seen))
+        if self._profiles and (self._due(self._profile_every, 0) or finished):
+            folder = self._checkpoints.folder.with_name("ema")
+            self._on_main(lambda: save_averages(folder, self.now.images_seen, self._profiles))
         saved = self._due(config.checkpoint_every, total // 10) or finished or stopped
         if saved:
             self._stop_clock(began)
@@ -337,8 +337,9 @@ class Trainer:
 
     def _modules_to_save(self) -> dict[str, nn.Module]:
         averages = {
-            f"ema{i}-{role}": m
-            for i, ema in enumerate(self._emas)
+            f"{kind}{i}-{role}": m
+            for kind, emas in (("ema", self._emas), ("profile", self._profiles))
+            for i, ema in enumerate(emas)
             for role, m in ema.models.items()
         }
         return {**self.models, **self._state, **averages}

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from scipy import integrate
 
+import hfgen
+from hfgen import recipe as recipes
+from hfgen.cli import main
+from hfgen.errors import HfgenError
 from hfgen.training.posthoc_ema import (
     Profile,
     combination,
@@ -109,3 +114,44 @@ def test_counters_are_copied_and_dtypes_kept():
 def test_bad_widths_and_times_are_one_line(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_a_run_stores_what_any_width_is_made_of(tmp_path):
+    """``hfgen ema`` gives the average that a run with that width has tracked itself."""
+    widths = (0.05, 0.1, 0.15)
+    run = hfgen.train(
+        "mnist-vae",
+        **{
+            "ema.sigma_rels": list(widths),
+            "ema.snapshots": 10,
+            "model.vae.hidden_size": 16,
+            "training.max_steps": 200,
+            "training.total_batch_size": 16,
+            "training.sample_every": 0,
+            "data.max_images": 200,
+            "output_dir": str(tmp_path / "run"),
+        },
+    )
+    stored = tmp_path / "run" / "ema"
+    moments = sorted(path.name for path in stored.iterdir())
+    assert len(moments) == 10 and int(moments[-1]) == 3200
+    tracked = load_file(stored / moments[-1] / "0.15-vae.safetensors")
+    for path in stored.glob("*/0.15-*"):
+        path.unlink()  # now only the other two are there
+    assert main(["ema", str(run.output_dir), "--sigma-rel", "0.15"]) == 0
+    made = hfgen.load(tmp_path / "run" / "pipeline-ema-0.15").vae.state_dict()
+    narrow = load_file(stored / moments[-1] / "0.1-vae.safetensors")
+    for name, value in made.items():
+        scale = (tracked[name].float() - narrow[name].float()).abs().max()
+        assert (value - tracked[name].float()).abs().max() < 0.25 * scale + 2e-3, name
+    assert hfgen.load(run.output_dir)(output_type="np").images.shape[0] == 1
+
+
+def test_widths_that_are_not_there_are_one_line(tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    recipe = recipes.load("mnist-vae")
+    (tmp_path / "run" / "recipe.yaml").write_text(recipe.to_yaml())
+    assert main(["ema", str(tmp_path / "run"), "--sigma-rel", "0.1"]) == 2
+    assert "no averages of vae are stored; train with ema.sigma_rels" in capsys.readouterr().err
+    with pytest.raises(HfgenError, match="sigma_rels must lie in"):
+        recipes.load("mnist-vae", {"ema": {"sigma_rels": [0.4]}})
