@@ -12,13 +12,21 @@ from typing import Any
 import diffusers
 from diffusers import DiffusionPipeline
 
+from hfgen.build_transformers import (
+    add_lora,
+    build_transformers,
+    is_transformers_role,
+    load_role,
+    sizes_of,
+    transformers_class,
+)
 from hfgen.config import _describe, _fits, encode, one_of_key, resolve
 from hfgen.data import DataSpec
 from hfgen.errors import HfgenError, one_of
 from hfgen.recipe import MODELS, PIPELINES, Recipe, choices
 
 AUTOENCODERS = ("vae", "vqvae")
-OTHER_NAMES = {"vqvae": "vae", "guide": "unet"}
+OTHER_NAMES = {"vqvae": "vae", "codes": "vae", "guide": "unet"}
 """What a role is called in the run that it is loaded from, if not by its own name."""
 SCALING = ("scaling_factor", "shift_factor")
 """What may be set on a pretrained autoencoder: how its latents are scaled, not what it computes."""
@@ -55,15 +63,25 @@ def pipeline_class(name: str) -> type[DiffusionPipeline]:
     )
 
 
-def build_components(recipe: Recipe, data: DataSpec) -> dict[str, Any]:
-    """Every component of ``recipe.model`` by role, sizes filled in from the data.
+def build_components(
+    recipe: Recipe, data: DataSpec, parts: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """Every component of ``recipe.model`` by role, sizes filled in from the data and, for those
+    that are trained, from the other components.
 
     Args:
         data: what is trained on (``latents.training_source``): images, or their latents.
+        parts: components that were made for the data already, by role (``Source.parts``).
     """
     settings = component_settings(recipe)
     follow = _follow(recipe, data)
-    components = {role: build_component(role, value, follow) for role, value in settings.items()}
+    trained = {role for phase in recipe.objective.phases for role in phase.trains}
+    components = dict(parts or {})
+    for role in sorted(settings, key=lambda role: (role in trained, list(settings).index(role))):
+        if role not in components:
+            components[role] = build_component(role, settings[role], follow)
+        follow |= sizes_of(role, components[role])
+    components = {role: components[role] for role in settings}
     for role, value in settings.items():
         if isinstance(value, str) or "pretrained" in value:
             _check_fits(role, components[role], follow, recipe)
@@ -75,7 +93,10 @@ def component_settings(recipe: Recipe) -> dict[str, Any]:
     settings = {role: value for role, value in recipe.model.items() if role != "pretrained"}
     source = recipe.model.get("pretrained")
     if source is not None:
-        settings |= {role: {"pretrained": source} for role in _roles_in(recipe, str(source))}
+        for role in _roles_in(recipe, str(source)):
+            old = settings.get(role)
+            lora = {k: old[k] for k in old if k == "lora"} if isinstance(old, Mapping) else {}
+            settings[role] = {"pretrained": source, **lora}
     return settings
 
 
@@ -132,6 +153,10 @@ def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPi
             arguments[name] = components[name]
         elif name == "decoder_likelihood":
             arguments[name] = decoder_likelihood(recipe)
+        elif name in getattr(cls, "_optional_components", []):
+            arguments[name] = None
+        elif name == "requires_safety_checker":  # of Stable Diffusion: ours comes without one
+            arguments[name] = False
         elif name in vars(recipe.objective):
             arguments[name] = encode(getattr(recipe.objective, name), choices())
         elif parameter.default is inspect.Parameter.empty:
@@ -139,14 +164,17 @@ def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPi
                 f"pipeline: {recipe.pipeline} needs a component {name!r}; the recipe's roles "
                 f"are {', '.join(components)}"
             )
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except ValueError as error:
+        raise HfgenError(f"pipeline: {' '.join(str(error).split())}") from None
 
 
 def decoder_likelihood(recipe: Recipe) -> dict[str, Any] | None:
     """What the output of a frozen decoder of ours means; None for the image itself."""
     from hfgen.hub.load import pipeline_config
 
-    role = frozen_autoencoder(recipe)
+    role = "codes" if "codes" in component_settings(recipe) else frozen_autoencoder(recipe)
     value = component_settings(recipe)[role] if role else None
     source = value if isinstance(value, str) else (value or {}).get("pretrained")
     config = pipeline_config(str(source)) if source is not None else {}
@@ -206,6 +234,9 @@ def build_component(role: str, value: Any, follow: Mapping[str, Any] | None = No
     options = dict(value)
     if "pretrained" in options:
         return _pretrained(role, options)
+    stock = transformers_class(str(options["type"]))
+    if stock is not None:
+        return _transformers(where, stock, options, follow or {})
     cls = component_class(str(options.pop("type")), f"{where}.type")
     parameters = inspect.signature(cls.__init__).parameters
     _check_arguments(cls, parameters, options, where)
@@ -240,6 +271,9 @@ def _pretrained(role: str, options: dict[str, Any]) -> Any:
     from hfgen.hub.load import component_names, load_component
 
     source, where = options.pop("pretrained"), f"model.{role}"
+    if is_transformers_role(role):
+        return load_role(role, str(source), options)
+    lora = options.pop("lora", None)
     scaling = {name: options.pop(name) for name in SCALING if name in options}
     if options:
         raise HfgenError(
@@ -251,4 +285,15 @@ def _pretrained(role: str, options: dict[str, Any]) -> Any:
     model = load_component(source, OTHER_NAMES.get(role, role) if missing else role)
     if scaling:
         model.register_to_config(**scaling)
-    return model
+    return model if lora is None else add_lora(role, model, lora)
+
+
+def _transformers(
+    where: str, cls: type, options: Mapping[str, Any], follow: Mapping[str, Any]
+) -> Any:
+    try:
+        given = {name: value for name, value in options.items() if name != "type"}
+        return build_transformers(cls, given, follow)
+    except (ValueError, TypeError, AttributeError, KeyError) as error:
+        text = " ".join(str(error).split())[:200]
+        raise HfgenError(f"{where}: {cls.__name__} cannot be built: {text}") from None

@@ -16,6 +16,17 @@ from typing import Any
 from hfgen import __version__
 from hfgen.errors import HfgenError
 
+TEXT_OPTIONS = (
+    "guidance_scale",
+    "negative_prompt",
+    "num_candidates",
+    "temperature",
+    "top_k",
+    "top_p",
+    "keep",
+)
+"""Options of ``hfgen sample`` that go to the pipeline as they are."""
+
 Command = Callable[[argparse.Namespace, list[str]], int]
 
 
@@ -163,6 +174,17 @@ def _sample_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance-scale", type=float, help="strength of classifier-free guidance")
     parser.add_argument("--scheduler", help="a diffusers scheduler class to sample with")
     parser.add_argument(
+        "--prompt", nargs="+", metavar="TEXT", help="texts to draw, --num-images of each"
+    )
+    parser.add_argument("--negative-prompt", metavar="TEXT", help="what to lead away from")
+    parser.add_argument("--rank-with", metavar="CLIP", help="keep the best of --num-candidates")
+    parser.add_argument("--num-candidates", type=int, metavar="N", help="drawn for each kept")
+    parser.add_argument("--temperature", type=float, help="of an autoregressive model")
+    parser.add_argument("--top-k", type=int, metavar="K", help="of an autoregressive model")
+    parser.add_argument("--top-p", type=float, metavar="P", help="of an autoregressive model")
+    parser.add_argument("--image", metavar="FILE", help="complete this image")
+    parser.add_argument("--keep", type=float, help="share of --image that is kept, from the top")
+    parser.add_argument(
         "--trust-remote-code", action="store_true", help="let the repository's own code run"
     )
 
@@ -174,9 +196,8 @@ def _train(options: argparse.Namespace, settings: list[str]) -> int:
     over = parse_overrides(settings)
     if options.resume is not None:
         over = merge(over, nest({"training.resume_from_checkpoint": options.resume}))
-    recipe = recipes.load(options.recipe, over)
     if options.print_config:
-        print(recipe.to_yaml(), end="")
+        print(recipes.load(options.recipe, over).to_yaml(), end="")
         return 0
     asked = options.num_processes is not None or options.config_file is not None
     if asked and "LOCAL_RANK" not in os.environ:
@@ -213,7 +234,10 @@ def _sample(options: argparse.Namespace, _: list[str]) -> int:
         scheduler=options.scheduler,
         trust_remote_code=options.trust_remote_code,
         num_inference_steps=options.num_inference_steps,
-        guidance_scale=options.guidance_scale,
+        prompt=options.prompt,
+        rank_with=options.rank_with,
+        image=_opened(options.image),
+        **{name: getattr(options, name) for name in TEXT_OPTIONS},
     )
     print(path)
     return 0
@@ -221,6 +245,17 @@ def _sample(options: argparse.Namespace, _: list[str]) -> int:
 
 def _export(options: argparse.Namespace, _: list[str]) -> int:
     from hfgen.run import export_checkpoint
+
+def _opened(path: str | None) -> Any:
+    from PIL import Image, UnidentifiedImageError
+
+    if path is None:
+        return None
+    try:
+        return Image.open(path).copy()
+    except (OSError, UnidentifiedImageError) as error:
+        raise HfgenError(f"--image {path}: cannot be read as an image: {error}") from None
+
 
     print(f"pipeline: {export_checkpoint(options.run, options.checkpoint, options.ema)}")
     return 0

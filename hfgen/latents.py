@@ -1,4 +1,6 @@
-"""What a recipe trains on: its images or, where it holds a frozen autoencoder, their latents."""
+"""What a recipe trains on: its images, or their latents or codes where it holds a frozen
+autoencoder; and their captions, where it holds a tokenizer.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +13,7 @@ from diffusers import ModelMixin
 
 from hfgen.build import build_component, component_settings, frozen_autoencoder
 from hfgen.data import Source, load_source
+from hfgen.data.codes import CodeSource, encode_codes
 from hfgen.data.latents import LatentSource, encode_source
 from hfgen.errors import HfgenError
 from hfgen.pipelines._autoencoder import (  # pyright: ignore[reportMissingImports]
@@ -18,22 +21,50 @@ from hfgen.pipelines._autoencoder import (  # pyright: ignore[reportMissingImpor
     latent_scale,
 )
 from hfgen.recipe import Recipe
+from hfgen.text import with_text
 
 SCALE = (0.5, 2.0)
 """Standard deviation that scaled latents may have: the noise levels are made for 1."""
 
 
 def training_source(recipe: Recipe, device: torch.device | str = "cpu") -> Source:
-    """The training images of ``recipe``, or their latents.
+    """The training images of ``recipe``, their latents or codes; with their captions.
 
     Raises:
         HfgenError: an autoencoder that does not fit the images, or whose latents are of another
-            scale than its config says.
+            scale than its config says; captions that are missing.
     """
     images = load_source(recipe.data, split="train")
-    role = frozen_autoencoder(recipe)
-    if role is None:
-        return images
+    if "codes" in component_settings(recipe):
+        encoded: Source = _codes(recipe, images, device)
+    else:
+        role = frozen_autoencoder(recipe)
+        encoded = images if role is None else _latents(recipe, role, images, device)
+    return with_text(recipe, encoded, device)
+
+
+def _codes(recipe: Recipe, images: Source, device: torch.device | str) -> CodeSource:
+    codes = build_component("codes", component_settings(recipe)["codes"])
+    if not hasattr(codes, "codebook"):
+        raise HfgenError(f"model.codes: {type(codes).__name__} has no codebook; valid: VQVAE")
+    _check_fits("model.codes", codes, images)
+    codes = codes.to(device).eval().requires_grad_(False)
+
+    @torch.no_grad()
+    def encode(batch: torch.Tensor) -> torch.Tensor:
+        try:
+            latents = codes.encode_map(batch.to(codes.device, codes.dtype))
+        except ValueError as error:
+            raise HfgenError(f"model.codes: {error}; set data.resolution") from None
+        return codes.quantize(latents).indices
+
+    name, flip = weights_hash(codes), recipe.data.random_flip
+    return encode_codes(images, encode, name=name, flip=flip, cache_dir=recipe.data.cache_dir)
+
+
+def _latents(
+    recipe: Recipe, role: str, images: Source, device: torch.device | str
+) -> LatentSource:
     where = f"model.{role}"
     vae = build_component(role, component_settings(recipe)[role])
     if not isinstance(vae, ModelMixin):

@@ -90,7 +90,13 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
     from hfgen.finish import finish
     from hfgen.hub.background import RunPusher
     from hfgen.latents import training_source
-    from hfgen.samples import accepted, save_samples
+    from hfgen.samples import (
+        accepted,
+        draws_images,
+        sample_prompts,
+        save_samples,
+        takes_prompt,
+    )
     from hfgen.training.checkpoints import Checkpoints
     from hfgen.training.log import Log
     from hfgen.training.trainer import Hooks, Trainer
@@ -107,7 +113,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
     with accelerator.main_process_first():
         source = training_source(recipe, accelerator.device)
     torch.manual_seed(config.seed)
-    components = build_components(recipe, source.spec)
+    components = build_components(recipe, source.spec, source.parts)
     stream = BatchStream(
         source,
         config.total_batch_size,
@@ -132,7 +138,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         if pusher is not None:
             made = pipeline(models)
             finish(made, recipe.objective, source)
-            pusher.saved(checkpoint, lambda folder: export(made, recipe, folder))
+            pusher.saved(checkpoint, lambda folder: export(made, recipe, folder, source.words))
 
     trainer = Trainer(
         accelerator=accelerator,
@@ -144,7 +150,11 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         optimizer=recipe.optimizer,
         ema=recipe.ema,
         log=log,
+        if not draws_images(pipe):
+            return
         checkpoints=checkpoints,
+        if takes_prompt(pipe):
+            steps["prompt"] = sample_prompts(recipe, source)
         recipe=recipe.to_yaml(),
         hooks=Hooks(sample=sample, evaluate=_evaluator(recipe, pipeline), saved=saved),
     )
@@ -160,7 +170,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
     if accelerator.is_main_process:
         trained = pipeline(trainer.averaged)
         finish(trained, recipe.objective, source)
-        export(trained, recipe, recipe.folder / "pipeline")
+        export(trained, recipe, recipe.folder / "pipeline", source.words)
         _say_end(recipe, stopped_by == 0, checkpoints.latest())
         if pusher is not None and stopped_by == 0:
             print(f"pushed:   {pusher.finish().url}")
@@ -189,13 +199,15 @@ def _evaluator(recipe: Recipe, pipeline: Callable[..., Any]) -> Callable[..., di
     return lambda models: protocol()(pipeline(models))
 
 
-def export(pipeline: Any, recipe: Recipe, folder: Path) -> None:
+def export(pipeline: Any, recipe: Recipe, folder: Path, words: tuple[str, ...] = ()) -> None:
     """Write the pipeline with its recipe beside it, aside first, so that a half-written one is
     never there.
     """
     aside = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
-    pipeline.save_pretrained(aside)
+    save_adapters(pipeline, recipe.model, aside).save_pretrained(aside)
+    if words:
+        (aside / WORDS).write_text("\n".join(words) + "\n", encoding="utf-8")
     (aside / "recipe.yaml").write_text(recipe.to_yaml(), encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
@@ -214,7 +226,15 @@ def _say_end(recipe: Recipe, finished: bool, latest: Path | None) -> None:
 
 
 def _check_processes() -> None:
+
+    Adapters are added to the weights, and written by themselves into ``lora``.
+
+    Args:
+        words: of the captions that it was trained on; kept in ``words.txt``.
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
+    from hfgen.build_transformers import save_adapters
+    from hfgen.samples import WORDS
+
         value = os.environ.get(name, "0")
         if not value.isdigit():
             raise HfgenError(
@@ -325,7 +345,7 @@ def export_checkpoint(folder: str, checkpoint: str = "latest", ema: int = 0) -> 
         else checkpoints.resolve(checkpoint)
     )
     images = training_source(recipe)
-    components = build_components(recipe, images.spec)
+    components = build_components(recipe, images.spec, images.parts)
     for role in {role for phase in recipe.objective.phases for role in phase.trains}:
         averaged = recipe.ema.half_lives and role in exported_roles(recipe)
         load_module(
@@ -334,7 +354,7 @@ def export_checkpoint(folder: str, checkpoint: str = "latest", ema: int = 0) -> 
     target = Path(folder) / "pipeline"
     pipeline = build_pipeline(recipe, components)
     finish(pipeline, recipe.objective, images)
-    export(pipeline, recipe, target)
+    export(pipeline, recipe, target, images.words)
     return target
 
 

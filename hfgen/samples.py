@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from hfgen.config import resolve
+from hfgen.data.captions import unseen_words
 from hfgen.errors import HfgenError, one_of
 from hfgen.recipe import MODELS
+
+logger = logging.getLogger(__name__)
+
+WORDS = "words.txt"
+"""Words of the captions that a pipeline was trained on, beside its recipe."""
 
 
 def draw(
     pipeline: Any, num_images: int, *, seed: int = 0, batch_size: int = 64, **options: Any
 ) -> list[Image.Image]:
     """``num_images`` PIL images; image i comes from its own generator (seed, i), so the batch size
-    changes nothing.
+    changes nothing. ``class_labels`` and ``prompt`` hold one for each image.
     """
     images: list[Image.Image] = []
     pipeline.set_progress_bar_config(disable=True)
+    if not draws_images(pipeline):
+        raise HfgenError(f"sample: {type(pipeline).__name__} draws no images")
+    if takes_prompt(pipeline) and "prompt" not in options:
+        raise HfgenError(f"sample: {type(pipeline).__name__} draws from texts; give --prompt")
+    sized = "batch_size" in inspect.signature(pipeline.__call__).parameters
     for first in range(0, num_images, batch_size):
         numbers = range(first, min(first + batch_size, num_images))
         generators = [
             torch.Generator().manual_seed(seed * 1_000_003 + number) for number in numbers
         ]
         call = {**options, **_labels(pipeline, numbers, options)}
-        if "class_labels" in options:
-            call["class_labels"] = options["class_labels"][first : first + len(numbers)]
-        result = pipeline(batch_size=len(numbers), generator=generators, **call)
+        for name in ("class_labels", "prompt"):
+            if name in options:
+                call[name] = options[name][first : first + len(numbers)]
+        size = {"batch_size": len(numbers)} if sized else {}
+        result = pipeline(generator=generators, **size, **call)
         images += result.images
     return images
 
@@ -42,6 +56,25 @@ def _labels(pipeline: Any, numbers: range, options: dict[str, Any]) -> dict[str,
     if not classes or "class_labels" in options:
         return {}
     return accepted(pipeline, class_labels=[number % classes for number in numbers])
+
+
+def draws_images(pipeline: Any) -> bool:
+    """Whether calling the pipeline gives images (a dual encoder compares them instead)."""
+    return "generator" in inspect.signature(pipeline.__call__).parameters
+
+
+def takes_prompt(pipeline: Any) -> bool:
+    """Whether the pipeline draws from texts."""
+    parameters = inspect.signature(pipeline.__call__).parameters
+    return "prompt" in parameters and pipeline.components.get("tokenizer") is not None
+
+
+def sample_prompts(recipe: Any, source: Any) -> list[str]:
+    """Texts to draw: those of the recipe, or eight captions of ``source``."""
+    if recipe.logging.sample_prompts:
+        return list(recipe.logging.sample_prompts)
+    step = max(len(source) // 8, 1)
+    return source.captions(range(0, min(8 * step, len(source)), step))
 
 
 def accepted(pipeline: Any, **options: Any) -> dict[str, Any]:
@@ -66,11 +99,42 @@ def grid(images: list[Image.Image], *, columns: int | None = None, padding: int 
     return sheet
 
 
+def prompt_sheet(images: list[Image.Image], prompts: list[str]) -> Image.Image:
+    """One row of images for each prompt, with the text beside it."""
+    sheet = grid(images, columns=len(images) // len(prompts)).convert("RGB")
+    font: Any = ImageFont.load_default(size=12)
+    margin = 8 + int(max(font.getlength(text) for text in prompts))
+    whole = Image.new("RGB", (sheet.width + margin, sheet.height), (255, 255, 255))
+    whole.paste(sheet, (margin, 0))
+    pen, height = ImageDraw.Draw(whole), sheet.height / len(prompts)
+    for i, text in enumerate(prompts):
+        pen.text((4, (i + 0.5) * height), text, fill=(0, 0, 0), font=font, anchor="lm")
+    return whole
+
+
+def unseen_in(model: str, prompts: list[str]) -> list[str]:
+    """Words of ``prompts`` that the captions of ``model``'s training did not have."""
+    for file in (Path(model, "pipeline", WORDS), Path(model, WORDS)):
+        if file.is_file():
+            return unseen_words(prompts, file.read_text(encoding="utf-8").split())
+    return []
+
+
 def save_samples(
     pipeline: Any, path: Path, num_images: int, *, seed: int = 0, **options: Any
 ) -> Path:
-    """Draw and save a grid; HfgenError where the file cannot be written."""
-    sheet = grid(draw(pipeline, num_images, seed=seed, **options))
+    """Draw and save a grid; HfgenError where the file cannot be written.
+
+    With ``prompt``, a list of texts, the images are spread over them, a row each with its text.
+    """
+    prompts = options.pop("prompt", None)
+    if prompts is None:
+        sheet = grid(draw(pipeline, num_images, seed=seed, **options))
+    else:
+        each = max(num_images // len(prompts), 1)
+        repeated = [text for text in prompts for _ in range(each)]
+        images = draw(pipeline, len(repeated), seed=seed, prompt=repeated, **options)
+        sheet = prompt_sheet(images, prompts)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         sheet.save(path)
@@ -87,12 +151,14 @@ def sample_to_file(
     seed: int = 0,
     batch_size: int = 64,
     class_labels: list[int] | None = None,
+    prompt: list[str] | None = None,
+    rank_with: str | None = None,
     scheduler: str | None = None,
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Path:
     """Load a model and save a grid of its images; ``options`` that are None are left to the
-    pipeline.
+    pipeline. With prompts there are ``num_images`` of each, and unseen words are reported.
     """
     if num_images < 1 or batch_size < 1:
         raise HfgenError(
@@ -104,6 +170,20 @@ def sample_to_file(
     pipeline = load(model, trust_remote_code=trust_remote_code)
     given = {name: value for name, value in options.items() if value is not None}
     accepted = inspect.signature(pipeline.__call__).parameters
+    if prompt is not None:
+        given["prompt"] = prompt
+        num_images *= len(prompt)
+        unseen = unseen_in(model, prompt)
+        if unseen:
+            logger.warning("words that no caption of the training had: %s", ", ".join(unseen))
+    if rank_with is not None:
+        from hfgen.hub.load_text import load_clip
+
+        given["ranker"] = load_clip(rank_with)
+    if given.get("guidance_scale", 0) < 0:
+        raise HfgenError(
+            f"sample: --guidance-scale {given['guidance_scale']}: must not be negative"
+        )
     for name in [*given, *(["class_labels"] if class_labels else [])]:
         if name not in accepted:
             raise HfgenError(

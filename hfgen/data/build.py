@@ -12,6 +12,7 @@ from typing import BinaryIO
 import numpy as np
 
 from hfgen.data import cache
+from hfgen.data.captions import caption_of
 from hfgen.data.decode import UNREADABLE, Layout, WrongSizeError, decode
 from hfgen.data.plan import CHUNK, Plan
 from hfgen.data.tables import Table
@@ -26,7 +27,15 @@ class Unreadable:
     why: str
 
 
-def build(table: Table, plan: Plan, folder: Path, *, name: str, static_seed: int | None) -> None:
+def build(
+    table: Table,
+    plan: Plan,
+    folder: Path,
+    *,
+    name: str,
+    static_seed: int | None,
+    template: str | None = None,
+) -> None:
     """Decode all rows into ``folder``; unreadable ones are left out and named in its ``meta.json``.
 
     Args:
@@ -35,11 +44,12 @@ def build(table: Table, plan: Plan, folder: Path, *, name: str, static_seed: int
         name: for the progress bar and messages.
         static_seed: binarise pixels once, keyed by this seed and the number of the row; None
             leaves them grey.
+        template: what captions are made of (``data.caption_template``).
     Raises:
         HfgenError: an image of another size where none was asked for; a label outside the classes.
     """
     with (folder / cache.IMAGES).open("wb") as out:
-        writer = _Writer(out, plan, table)
+        writer = _Writer(out, plan, table, template)
         for start, rows, images in _decoded(table, plan.layout, name):
             if static_seed is not None:
                 images = binarize_once(images, static_seed, start)
@@ -100,7 +110,10 @@ def place(cell: Mapping | None, row: int | None = None) -> str:
 class _Writer:
     """Appends rows to the files of a cache."""
 
-    def __init__(self, out: BinaryIO, plan: Plan, table: Table):
+    def __init__(self, out: BinaryIO, plan: Plan, table: Table, template: str | None):
+        _check_template(template, table)
+        self._template = template
+        self._has_captions = table.columns.caption is not None or template is not None
         self._out = out
         self._plan = plan
         self._table = table
@@ -119,10 +132,13 @@ class _Writer:
         self._out.write(data)
         self._digest.update(data)
         self._count += 1
+        label = None
         if columns.label is not None:
             self._labels.append(self._plan.number(row[columns.label], columns.label))
-        if columns.caption is not None:
-            self._captions.append(f"{row[columns.caption] or ''}\n".encode())
+            label = (self._plan.class_names or ())[self._labels[-1]]
+        if self._has_captions:
+            text = None if columns.caption is None else row[columns.caption]
+            self._captions.append(f"{caption_of(text, label, self._template)}\n".encode())
 
     def finish(self, folder: Path) -> None:
         """Write labels, captions and, last, what the folder holds."""
@@ -142,9 +158,18 @@ class _Writer:
             height=layout.height,
             width=layout.width,
             class_names=self._plan.class_names,
-            has_captions=self._table.columns.caption is not None,
+            has_captions=self._has_captions,
             fingerprint=self._digest.hexdigest(),
             corrupt=tuple(self._corrupt),
             credit=self._table.credit,
         )
         cache.write_meta(folder, meta)
+
+
+def _check_template(template: str | None, table: Table) -> None:
+    for name in ("caption", "label"):
+        if f"{{{name}}}" in (template or "") and getattr(table.columns, name) is None:
+            raise HfgenError(
+                f"data.caption_template: {template!r} names {{{name}}}, but the data has no "
+                f"{name} column; name one in data.{name}_column"
+            )

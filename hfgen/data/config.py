@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from hfgen.data.captions import check_template
+
 INTERPOLATIONS = ("bicubic", "lanczos", "bilinear")
 BINARIZE = ("none", "dynamic", "static")
 
@@ -30,6 +32,9 @@ class DataConfig:
             labels, class or cls.
             Text makes classes as well; ``none`` leaves labels out.
         caption_column: by default a text column named caption, captions, text, txt or prompt.
+            Captions are cleaned of markup, control characters and runs of white space.
+        caption_template: what a caption is put into, e.g. ``"an emoji of {caption}"``; with
+            ``{label}``, the name of the class, a set without captions has some too.
         class_conditional: whether models are told the class; the number of classes then follows
             the data.
         resolution: side of the square images in pixels; None keeps them as they are, if they are
@@ -60,6 +65,7 @@ class DataConfig:
     image_column: str | None = None
     label_column: str | None = None
     caption_column: str | None = None
+    caption_template: str | None = None
     class_conditional: bool = False
     resolution: int | None = None
     channels: int | None = None
@@ -81,6 +87,8 @@ class DataConfig:
             self.resolution is None or self.resolution > 0, "resolution", self.resolution, "> 0"
         )
         _require(self.channels in (None, 1, 3), "channels", self.channels, "1 (grey) or 3 (RGB)")
+        if self.caption_template is not None:
+            check_template(self.caption_template)
         _one_of("interpolation", self.interpolation, INTERPOLATIONS)
         _one_of("binarize", self.binarize, BINARIZE)
         _require(self.max_corrupt >= 0, "max_corrupt", self.max_corrupt, ">= 0")

@@ -17,7 +17,7 @@ from hfgen.errors import HfgenError, one_of
 logger = logging.getLogger(__name__)
 
 ROLES = ("train", "validation")
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Part of every key: raise it when what a cache holds changes."""
 _NOT_IN_KEY = {
     "path",
@@ -82,7 +82,12 @@ def _decode(location: Location, config: DataConfig, role: str, binarize: str, fo
     table = training if role == "train" else open_rows(location, config, role)
     seed = config.seed if binarize == "static" else None
     build(
-        table, make_plan(training, config), folder, name=f"{config.path} ({role})", static_seed=seed
+        table,
+        make_plan(training, config),
+        folder,
+        name=f"{config.path} ({role})",
+        static_seed=seed,
+        template=config.caption_template,
     )
 
 

@@ -22,6 +22,10 @@ class Draws(ABC):
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         """Stored pixels [stop - start, C, H, W] and labels of the current rows [start, stop)."""
 
+    def extras(self, start: int, stop: int) -> dict[str, Tensor]:
+        """What else the batch holds for the current rows [start, stop): nothing, by default."""
+        return {}
+
     @abstractmethod
     def advance(self) -> None:
         """Go to the next batch."""
@@ -81,6 +85,9 @@ class IndexedDraws(Draws):
     def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor | None]:
         indices = self._indices[start:stop]
         return self._source.pixels(indices), self._source.labels(indices)
+
+    def extras(self, start: int, stop: int) -> dict[str, Tensor]:
+        return self._source.extras(self._indices[start:stop])
 
     def advance(self) -> None:
         self._go(self._draw + 1)

@@ -6,6 +6,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -101,6 +102,20 @@ class Source(ABC):
         if flip:
             _flip(stored, rng.rand("flip", (len(stored),)) < 0.5)
         return normalize(stored.to(device))
+
+    def extras(self, indices: Indices) -> dict[str, Tensor]:
+        """What else a batch holds for these rows: nothing, by default."""
+        return {}
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Words of the captions that a model is trained on; none without."""
+        return ()
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """Components of the model that were made for this source, by role; none by default."""
+        return {}
 
     def batch(self, indices: Indices) -> dict[str, Tensor]:
         """``images`` float32 [B, C, H, W] in [-1, 1]; ``labels`` int64 [B] if there are classes."""

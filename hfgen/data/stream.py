@@ -55,7 +55,7 @@ class BatchStream:
 
         Returns:
             ``images`` float32 [stop - start, C, H, W] in [-1, 1] (or scaled latents) and, where
-            there are classes, ``labels`` int64.
+            there are classes, ``labels`` int64; with texts, rows of their tables (``TextSource``).
         """
         pixels, labels = self._draws.rows(start, stop)
         rng = Rng(self._seed, "data", self._draw, start=start)
@@ -63,11 +63,8 @@ class BatchStream:
         if self._binarize:
             uniform = rng.rand("binarize", images.shape).to(device)
             images = (uniform < (images + 1) / 2).float().mul_(2).sub_(1)
-        return (
-            {"images": images}
-            if labels is None
-            else {"images": images, "labels": labels.to(device)}
-        )
+        rest = self._draws.extras(start, stop) | ({} if labels is None else {"labels": labels})
+        return {"images": images, **{name: value.to(device) for name, value in rest.items()}}
 
     def advance(self) -> None:
         """Go to the next draw."""

@@ -150,6 +150,8 @@ class LoggingConfig:
         report_to: trackers by name: tensorboard, trackio, wandb, or "none".
         logging_steps: how often the mean of the loss terms is written.
         num_sample_images: images in a sample grid.
+        sample_prompts: texts that a text-conditional model draws for the grid, a row each; by
+            default captions of the data.
         num_inference_steps: steps of a diffusion sampler for these grids; an export samples with
             its own number.
     """
@@ -158,6 +160,7 @@ class LoggingConfig:
     project_name: str = "hfgen"
     logging_steps: int = 50
     num_sample_images: int = 64
+    sample_prompts: tuple[str, ...] = ()
     num_inference_steps: int = 50
 
     def __post_init__(self) -> None:

@@ -379,6 +379,54 @@ class LookupFreeQuantizer(Quantizer):
         return (2.0 * bit - 1).movedim(-1, 1)
 
 
+class GumbelQuantizer(Quantizer):
+    """A categorical posterior over codes (Jang et al. 2017; the dVAE of Ramesh et al. 2021, 2.1).
+
+    A linear map makes logits of each latent. What is decoded is the likeliest code; for training,
+    ``relax`` draws a differentiable mixture of codes. There is no codebook loss: the objective
+    ``dvae`` adds the KL to the uniform prior.
+
+    Args:
+        num_embeddings: K, size of the codebook.
+        dim: D, channels of the latents and of the codes.
+    """
+
+    def __init__(self, num_embeddings: int = 512, dim: int = 32):
+        super().__init__()
+        if num_embeddings < 2 or dim < 1:
+            raise ValueError(
+                f"quantizer: needs num_embeddings >= 2 and dim >= 1, got {num_embeddings} and {dim}"
+            )
+        self.num_embeddings, self.dim = num_embeddings, dim
+        self.to_logits = nn.Linear(dim, num_embeddings)
+        self.codebook = nn.Parameter(torch.randn(num_embeddings, dim) / math.sqrt(dim))
+
+    def logits(self, z: Tensor) -> Tensor:
+        """Latents [B, D, *positions] -> ln q(code) up to a constant, [B, *positions, K]."""
+        return self.to_logits(z.movedim(1, -1)).float()
+
+    def relax(self, logits: Tensor, uniform: Tensor, temperature: float) -> Tensor:
+        """Codes [B, D, *positions], mixed by softmax((logits + Gumbel noise) / temperature).
+
+        Args:
+            uniform: [B, *positions, K] in [0, 1), what the noise is made of.
+        """
+        gumbel = -torch.log(-torch.log(uniform.clamp(1e-6, 1 - 1e-6)))
+        share = torch.softmax((logits + gumbel) / temperature, dim=-1)
+        return (share @ self.codebook.float()).movedim(-1, 1)
+
+    def forward(self, z: Tensor) -> Quantized:
+        indices = self.logits(z).argmax(-1, keepdim=True)
+        codes, zeros = self.embed(indices), z.new_zeros(len(z))
+        return Quantized(codes, indices, zeros, zeros, z.new_zeros(()))
+
+    def embed(self, indices: Tensor) -> Tensor:
+        return F.embedding(indices.squeeze(-1), self.codebook).movedim(-1, 1)
+
+    def tables(self) -> Tensor:
+        return self.codebook.unsqueeze(0)
+
+
 def _binary_entropy(p: Tensor) -> Tensor:
     p = p.clamp(1e-6, 1 - 1e-6)
     return -(p * p.log() + (1 - p) * torch.log1p(-p))
@@ -389,6 +437,7 @@ QUANTIZERS: dict[str, type[Quantizer]] = {
     "residual": ResidualQuantizer,
     "fsq": FiniteScalarQuantizer,
     "lfq": LookupFreeQuantizer,
+    "gumbel": GumbelQuantizer,
 }
 
 
