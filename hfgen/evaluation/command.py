@@ -23,6 +23,9 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--metrics", metavar="A,B,...", help="see docs/evaluation.md")
     parser.add_argument("--num-images", type=int, metavar="N", help="samples to draw")
     parser.add_argument("--reference-images", type=int, metavar="N", help="reals to use (all)")
+    parser.add_argument(
+        "--evaluations", type=int, metavar="N", help="of a network for a likelihood bound (64000)"
+    )
     parser.add_argument("--reference-split", choices=("train", "validation"))
     parser.add_argument("--backbone", metavar="NAME", help="of metrics that do not fix one")
     parser.add_argument(
@@ -52,7 +55,8 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from hfgen.evaluation.world import world
 
     names = ("num_images", "reference_images", "reference_split", "backbone", "batch_size")
-    chosen = {name: getattr(options, name) for name in (*names, "seed", "cache_dir")}
+    names += ("evaluations", "seed", "cache_dir")
+    chosen = {name: getattr(options, name) for name in names}
     settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if options.metrics is not None:
         settings["metrics"] = tuple(name for name in options.metrics.split(",") if name)

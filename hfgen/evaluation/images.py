@@ -213,27 +213,28 @@ class PipelineImages(Images):
 class ReconstructedImages(Images):
     """Images of a source through a VAE's encoder mean and decoder."""
 
-    def __init__(self, pipeline: Any, source: Source, name: str = ""):
+    def __init__(self, pipeline: Any, images: SourceImages, name: str = ""):
         if "vae" not in pipeline.components:
             raise HfgenError(f"{type(pipeline).__name__}: no vae to reconstruct images with")
-        self.pipeline, self.source, self.count = pipeline, source, len(source)
+        self.pipeline, self.images, self.count = pipeline, images, images.count
         self.name = name or type(pipeline).__name__
 
     @property
     def protocol(self) -> SamplingProtocol:
-        spec = self.source.spec
+        of = self.images.protocol
         return SamplingProtocol(
             model=self.name,
             weights=weights_digest(self.pipeline),
             ema=None,
             count=self.count,
-            seed=0,
-            sampler=f"reconstructions of {spec.name}/{spec.split} {spec.fingerprint}",
+            seed=of.seed,
+            sampler=f"reconstructions of {of.name}/{of.split} {of.fingerprint}",
         )
 
     @torch.inference_mode()
     def uint8(self, indices: Sequence[int]) -> Tensor:
-        return quantize(reconstruct(self.pipeline, self.source.batch(list(indices))["images"]))
+        rows = self.images.order[np.asarray(indices)]
+        return quantize(reconstruct(self.pipeline, self.images.source.batch(rows)["images"]))
 
 
 def reconstruct(pipeline: Any, images: Tensor) -> Tensor:

@@ -47,7 +47,9 @@ class Options:
     Attributes:
         metrics: names in ``METRICS`` and ``MODEL_METRICS``.
         num_images: samples drawn from a pipeline.
-        reference_images: how many of the reference are used; None for all.
+        reference_images: how many of the reference, and of held-out images, are used at most;
+            None for all.
+        evaluations: of a network that a likelihood bound may cost.
         reference_split: ``train`` (the convention) or ``validation``.
         backbone: of the metrics that do not fix one.
         weights: local files or folders by backbone name.
@@ -62,6 +64,7 @@ class Options:
     metrics: Sequence[str] = DEFAULT_METRICS
     num_images: int = 5000
     reference_images: int | None = None
+    evaluations: int = 64_000
     reference_split: str = "train"
     backbone: BackboneLike = DEFAULT_BACKBONE
     weights: Mapping[str, str | Path] = field(default_factory=dict)
@@ -173,6 +176,11 @@ class _Session:
             known = self.backbones.setdefault(chosen.name, chosen)
             known.to(self.state.device or "cpu")
             self.backbone_of[name] = chosen.name
+        self.model_metrics = {
+            name: MODEL_METRICS[name] for name in settings.metrics if name in MODEL_METRICS
+        }
+        for name, metric in self.model_metrics.items():  # before hours of drawing samples
+            metric.check(self._model_evidence(name))
 
     def run(self) -> Results:
         work = self.output / "features" if self.output else self.scratch
@@ -181,12 +189,12 @@ class _Session:
         passes = {False: _Pass(self.subject.images, self.subject.reference, samples, real)}
         heldout: dict[str, FeatureStore] = {}
         if any(METRICS[name].heldout for name in self.names):
-            images = SourceImages(self._heldout())
+            images = self._heldout_images()
             heldout = self._stores(images, self.cache, "held-out images")[0]
         if any(METRICS[name].reconstructions for name in self.names):
-            images = SourceImages(self._heldout())
+            images = self._heldout_images()
             decoded = ReconstructedImages(
-                self._pipeline("reconstructions"), images.source, self.subject.name
+                self._pipeline("reconstructions"), images, self.subject.name
             )
             stores = self._stores(decoded, work, "reconstructions")[0]
             passes[True] = _Pass(decoded, images, stores, heldout)
@@ -230,13 +238,8 @@ class _Session:
             evidence = measured.evidence(backbone, heldout)
             scores += _scores(name, metric, evidence, protocol.digest)
             warnings += _warnings(name, metric, evidence)
-        for name in self.settings.metrics:
-            if name in MODEL_METRICS:
-                pipeline = self._pipeline(name)
-                source = self.subject.heldout or self._heldout()
-                scores += MODEL_METRICS[name](
-                    ModelEvidence(pipeline, source, self.settings.weights)
-                )
+        for name, metric in self.model_metrics.items():
+            scores += metric.compute(self._model_evidence(name))
         pipeline = self.subject.pipeline
         return Results(
             model=self.subject.name,
@@ -252,6 +255,18 @@ class _Session:
         if self.subject.pipeline is None:
             raise HfgenError(f"metrics: {metric} needs a model, not a folder of images")
         return self.subject.pipeline
+
+    def _model_evidence(self, metric: str) -> ModelEvidence:
+        return ModelEvidence(
+            self._pipeline(metric),
+            self._heldout(),
+            self.settings.weights,
+            self.settings.evaluations,
+        )
+
+    def _heldout_images(self) -> SourceImages:
+        source, limit = self._heldout(), self.settings.reference_images
+        return SourceImages(source, min(limit or len(source), len(source)), self.settings.seed)
 
     def _heldout(self) -> Source:
         """Held-out images; the reference itself where a source was given without any."""
@@ -337,7 +352,7 @@ def _reference(
     if isinstance(data, Source):
         return SourceImages(data, settings.reference_images, settings.seed), heldout
     config = DataConfig(path=data) if isinstance(data, str) else data
-    config = config or data_config(recipe_data(model), f"{model}/recipe.yaml")
+    config = config or data_config(recipe_data(model), "recipe.yaml")
     source = load_source(config, settings.reference_split)
     validation = load_source(config, "validation")
     return SourceImages(source, settings.reference_images, settings.seed), validation
@@ -345,7 +360,9 @@ def _reference(
 
 def recipe_data(model: Any) -> dict[str, Any]:
     """The ``data`` section of the recipe that lies beside a model; empty where there is none."""
-    recipe = Path(str(model)) / "recipe.yaml"
+    if not isinstance(model, str | Path):
+        return {}
+    recipe = Path(model) / "recipe.yaml"
     if not recipe.is_file():
         return {}
     return (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data") or {}

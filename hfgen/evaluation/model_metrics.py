@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from hfgen.errors import HfgenError
 from hfgen.evaluation.images import reconstruct
 from hfgen.evaluation.likelihood import BOUNDS, has_likelihood, log_likelihood
 from hfgen.evaluation.metrics import (
+    DCI,
+    LPIPS,
     active_units,
     dci,
     factor_vae_score,
@@ -35,15 +37,12 @@ from hfgen.evaluation.results import Score
 
 BATCH = 64
 MAX_IMAGES = 2000
-EVALUATIONS = 64_000
-"""Network evaluations that a bound may cost: a bound of many scores fewer images."""
+MIN_IMAGES = 16
 FACTOR_IMAGES = 15_000
 """10 000 to fit and 5 000 to test, as is usual for disentanglement scores."""
 IMPORTANCE_SAMPLES = 64
 SAMPLES = {"elbo": 1, "iw": IMPORTANCE_SAMPLES}
 """K of the bounds that have one, when they are computed as part of an evaluation."""
-IMAGES = {"pf_ode": 64, "vlb": 16}
-"""Fewer images for the bounds that call a network 128 and 1000 times for each."""
 
 
 @dataclass(frozen=True)
@@ -54,26 +53,47 @@ class ModelEvidence:
         pipeline: the model.
         source: held-out images where there are any, else the reference.
         weights: local files by name.
+        evaluations: of a network that a likelihood bound may cost: one that calls it often scores
+            fewer images, down to 16.
     """
 
     pipeline: Any
     source: Source
     weights: Mapping[str, str | Path]
+    evaluations: int = 64_000
 
 
-ModelMetric = Callable[[ModelEvidence], list[Score]]
+@dataclass(frozen=True)
+class ModelMetric:
+    """One line of the table.
+
+    Attributes:
+        compute: scores from the evidence.
+        check: HfgenError in one line when a pipeline or its data have not what this needs; quick.
+        functions: score name -> the pure function, or class of bound, behind it.
+    """
+
+    compute: Callable[[ModelEvidence], list[Score]]
+    check: Callable[[ModelEvidence], None]
+    functions: Mapping[str, Callable[..., Any]]
+
+    def applies(self, evidence: ModelEvidence) -> bool:
+        """Whether ``check`` passes."""
+        try:
+            self.check(evidence)
+        except HfgenError:
+            return False
+        return True
 
 
 def likelihood(evidence: ModelEvidence) -> list[Score]:
     """Every bound that the pipeline has, on held-out images: nats, and bits/dim where defined."""
     pipeline, source = evidence.pipeline, evidence.source
-    bounds = [name for name in BOUNDS if has_likelihood(pipeline, name)]
-    if not bounds:
-        BOUNDS["elbo"].check(pipeline)  # says why
     scores = []
-    for name in bounds:
+    for name in (name for name in BOUNDS if has_likelihood(pipeline, name)):
         k = SAMPLES.get(name, 1)
-        count = min(MAX_IMAGES, max(32, EVALUATIONS // BOUNDS[name].nfe(pipeline, k)))
+        affordable = evidence.evaluations // BOUNDS[name].nfe(pipeline, k)
+        count = min(MAX_IMAGES, len(source), max(MIN_IMAGES, affordable))
         result = log_likelihood(pipeline, source, bound=name, k=k, max_images=count)
         settings = f"{name}, K={k}, NFE={result.nfe}, {result.pixels}, {_where(source, count)}"
         nats = (result.nats, result.standard_error)
@@ -89,7 +109,6 @@ def likelihood(evidence: ModelEvidence) -> list[Score]:
 def reconstruction(evidence: ModelEvidence) -> list[Score]:
     """PSNR and SSIM of the decoded posterior means of held-out images."""
     pipeline, source = evidence.pipeline, evidence.source
-    _require_vae(pipeline, "reconstruction")
     signal, structure = [], []
     for rows in _rows(source, MAX_IMAGES):
         images = source.batch(rows)["images"]
@@ -106,7 +125,6 @@ def reconstruction(evidence: ModelEvidence) -> list[Score]:
 
 def representation(evidence: ModelEvidence) -> list[Score]:
     """Active units; with labels, linear-probe and k-NN accuracy of posterior means."""
-    _require_vae(evidence.pipeline, "representation")
     z, y = _encode(evidence, MAX_IMAGES)
     settings = f"posterior means, {_where(evidence.source, MAX_IMAGES)}"
     scores = [
@@ -125,12 +143,7 @@ def representation(evidence: ModelEvidence) -> list[Score]:
 
 def disentanglement(evidence: ModelEvidence) -> list[Score]:
     """MIG, DCI, SAP and FactorVAE score of posterior means, for data with known factors."""
-    source = evidence.source
-    if not isinstance(source, SpritesSource):
-        raise HfgenError(
-            f"metrics: disentanglement needs data with known factors (data.path sprites), "
-            f"not {source.spec.name}"
-        )
+    source = _with_factors(evidence.source)
     z, _ = _encode(evidence, FACTOR_IMAGES)
     factors = source.factors[: len(z)].numpy()
     settings = f"posterior means of {len(z)} images of {source.spec.name}/{source.spec.split}"
@@ -151,7 +164,6 @@ def lpips(evidence: ModelEvidence) -> list[Score]:
     """LPIPS of reconstructions of held-out images, with weights given as ``lpips=PATH``."""
     pipeline, source = evidence.pipeline, evidence.source
     network = load_lpips(evidence.weights.get("lpips"))
-    _require_vae(pipeline, "lpips")
     values = []
     for rows in _rows(source, MAX_IMAGES):
         images = source.batch(rows)["images"]
@@ -159,12 +171,57 @@ def lpips(evidence: ModelEvidence) -> list[Score]:
     return [_mean_score("lpips", torch.cat(values), _where(source, MAX_IMAGES), better="lower")]
 
 
+def _has_likelihood(evidence: ModelEvidence) -> None:
+    if not any(has_likelihood(evidence.pipeline, name) for name in BOUNDS):
+        BOUNDS["elbo"].check(evidence.pipeline)  # says why
+
+
+def _has_vae(evidence: ModelEvidence) -> None:
+    if "vae" not in evidence.pipeline.components:
+        name = type(evidence.pipeline).__name__
+        raise HfgenError(f"metrics: this needs a pipeline with a vae, not {name}")
+
+
+def _has_factors(evidence: ModelEvidence) -> None:
+    _has_vae(evidence)
+    _with_factors(evidence.source)
+
+
+def _with_factors(source: Source) -> SpritesSource:
+    if not isinstance(source, SpritesSource):
+        raise HfgenError(
+            f"metrics: disentanglement needs data with known factors (data.path sprites), "
+            f"not {source.spec.name}"
+        )
+    return source
+
+
+def _has_lpips(evidence: ModelEvidence) -> None:
+    _has_vae(evidence)
+    load_lpips(evidence.weights.get("lpips"))
+
+
 MODEL_METRICS: dict[str, ModelMetric] = {
-    "likelihood": likelihood,
-    "reconstruction": reconstruction,
-    "representation": representation,
-    "disentanglement": disentanglement,
-    "lpips": lpips,
+    "likelihood": ModelMetric(
+        likelihood, _has_likelihood, {name: type(bound) for name, bound in BOUNDS.items()}
+    ),
+    "reconstruction": ModelMetric(reconstruction, _has_vae, {"psnr": psnr, "ssim": ssim}),
+    "representation": ModelMetric(
+        representation,
+        _has_vae,
+        {"active_units": active_units, "linear_probe": linear_probe, "knn_accuracy": knn_accuracy},
+    ),
+    "disentanglement": ModelMetric(
+        disentanglement,
+        _has_factors,
+        {
+            "mig": mig,
+            "sap": sap,
+            "factor_vae_score": factor_vae_score,
+            **{f"dci_{field.name}": dci for field in fields(DCI)},
+        },
+    ),
+    "lpips": ModelMetric(lpips, _has_lpips, {"lpips": LPIPS}),
 }
 
 
@@ -172,7 +229,6 @@ MODEL_METRICS: dict[str, ModelMetric] = {
 def _encode(evidence: ModelEvidence, limit: int) -> tuple[np.ndarray, np.ndarray]:
     """Posterior means [N, D] and labels [N] (empty where there are none)."""
     pipeline, source = evidence.pipeline, evidence.source
-    _require_vae(pipeline, "latents")
     latents, labels = [], []
     for rows in _rows(source, limit):
         batch = source.batch(rows)
@@ -189,13 +245,6 @@ def _rows(source: Source, limit: int) -> list[range]:
 
 def _where(source: Source, limit: int) -> str:
     return f"{min(limit, len(source))} images of {source.spec.name}/{source.spec.split}"
-
-
-def _require_vae(pipeline: Any, metric: str) -> None:
-    if "vae" not in pipeline.components:
-        raise HfgenError(
-            f"metrics: {metric} needs a pipeline with a vae, not {type(pipeline).__name__}"
-        )
 
 
 def _mean_score(name: str, values: Tensor, settings: str, better: str = "higher") -> Score:

@@ -5,7 +5,7 @@ output.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -65,6 +65,7 @@ class Metric:
 
     Attributes:
         compute: numbers from the evidence: one, or a dataclass of several.
+        function: the pure function of features that it calls.
         settings: its constants, in words.
         better: direction, or by field where there are several.
         backbone: the one its definition fixes; None for the user's choice.
@@ -73,9 +74,11 @@ class Metric:
         heldout: whether it needs a second real set.
         reconstructions: whether it measures reconstructions of held-out images against these,
             instead of samples against the reference.
+        fields: names of its scores, where they are several.
     """
 
     compute: Callable[[Evidence], Any]
+    function: Callable[..., Any]
     settings: str = ""
     better: str = "lower"
     backbone: str | None = None
@@ -83,6 +86,11 @@ class Metric:
     gaussian: bool = False
     heldout: bool = False
     reconstructions: bool = False
+    fields: tuple[str, ...] = ()
+
+    def scores(self, name: str) -> tuple[str, ...]:
+        """Names of the scores it gives under the name ``name``."""
+        return self.fields or (name,)
 
     def numbers(self, name: str, evidence: Evidence) -> dict[str, Estimate]:
         """Score name -> estimate."""
@@ -118,65 +126,91 @@ def _vendi_share(e: Evidence) -> float:
     return vendi_score(e.fake[:count]) / vendi_score(e.real[rows])
 
 
-_SE = "analytic SE of the samples, reference fixed"
-_INFINITY = "15 sizes from 5000 (N/2 if fewer) on 1/N"
+_FRECHET = Metric(
+    _frechet,
+    frechet_distance_with_error,
+    "analytic SE of the samples, reference fixed",
+    gaussian=True,
+)
+_INFINITY = Metric(
+    _infinity,
+    frechet_distance_infinity,
+    "15 sizes from 5000 (N/2 if fewer) on 1/N",
+    gaussian=True,
+)
+_KERNEL = Metric(
+    lambda e: kernel_distance(e.fake, e.real), kernel_distance, "cubic kernel, all pairs, jackknife"
+)
+_SUBSETS = Metric(_subsets, kernel_distance_subsets, "100 subsets of 1000 (N if fewer), seed 2020")
+_CLASSES = Metric(
+    lambda e: inception_score(e.logits),
+    inception_score,
+    "10 splits, seed 2020, logits without bias",
+    better="higher",
+)
+_MEMORISATION = Metric(lambda e: mifid(e.fake, e.real), mifid, "threshold 0.1", gaussian=True)
 
 METRICS: dict[str, Metric] = {
-    "fd": Metric(_frechet, _SE, gaussian=True),
-    "fid": Metric(_frechet, _SE, backbone="inception", convention=50_000, gaussian=True),
-    "fd_dinov2": Metric(_frechet, _SE, backbone="dinov2", convention=50_000, gaussian=True),
-    "sfid": Metric(
-        _spatial, f"mixed_6/conv, {_SE}", backbone="inception", convention=50_000, gaussian=True
-    ),
-    "rfd": Metric(_frechet, _SE, gaussian=True, heldout=True, reconstructions=True),
-    "rfid": Metric(
-        _frechet, _SE, backbone="inception", gaussian=True, heldout=True, reconstructions=True
-    ),
-    "fd_infinity": Metric(_infinity, _INFINITY, gaussian=True),
-    "fid_infinity": Metric(_infinity, _INFINITY, backbone="inception", gaussian=True),
-    "kd": Metric(lambda e: kernel_distance(e.fake, e.real), "cubic kernel, all pairs, jackknife"),
-    "kid": Metric(
-        lambda e: kernel_distance(e.fake, e.real),
-        "cubic kernel, all pairs, jackknife",
-        backbone="inception",
-    ),
-    "kid_subsets": Metric(
-        _subsets, "100 subsets of 1000 (N if fewer), seed 2020", backbone="inception"
-    ),
-    "is": Metric(
-        lambda e: inception_score(e.logits),
-        "10 splits, seed 2020, logits without bias",
-        better="higher",
+    "fd": _FRECHET,
+    "fid": replace(_FRECHET, backbone="inception", convention=50_000),
+    "fd_dinov2": replace(_FRECHET, backbone="dinov2", convention=50_000),
+    "sfid": replace(
+        _FRECHET,
+        compute=_spatial,
+        settings=f"mixed_6/conv, {_FRECHET.settings}",
         backbone="inception",
         convention=50_000,
     ),
-    "class_score": Metric(
-        lambda e: inception_score(e.logits),
-        "inception score of this backbone's classes, 10 splits, seed 2020",
-        better="higher",
+    "rfd": replace(_FRECHET, heldout=True, reconstructions=True),
+    "rfid": replace(_FRECHET, heldout=True, reconstructions=True, backbone="inception"),
+    "fd_infinity": _INFINITY,
+    "fid_infinity": replace(_INFINITY, backbone="inception"),
+    "kd": _KERNEL,
+    "kid": replace(_KERNEL, backbone="inception"),
+    "kd_subsets": _SUBSETS,
+    "kid_subsets": replace(_SUBSETS, backbone="inception"),
+    "is": replace(_CLASSES, backbone="inception", convention=50_000),
+    "class_score": replace(
+        _CLASSES, settings="inception score of this backbone's classes, 10 splits, seed 2020"
     ),
     "precision_recall": Metric(
-        lambda e: precision_recall(e.real, e.fake), "k=3, <=", better="higher"
+        lambda e: precision_recall(e.real, e.fake),
+        precision_recall,
+        "k=3, <=",
+        better="higher",
+        fields=("precision", "recall"),
     ),
     "density_coverage": Metric(
-        lambda e: density_coverage(e.real, e.fake), "k=5, <", better="higher"
+        lambda e: density_coverage(e.real, e.fake),
+        density_coverage,
+        "k=5, <",
+        better="higher",
+        fields=("density", "coverage"),
     ),
     "cmmd": Metric(
-        lambda e: cmmd(e.real, e.fake), "RBF sigma 10, x1000", backbone="clip", convention=30_000
+        lambda e: cmmd(e.real, e.fake),
+        cmmd,
+        "RBF sigma 10, x1000",
+        backbone="clip",
+        convention=30_000,
     ),
     "vendi": Metric(
-        lambda e: vendi_score(e.fake), "cosine, order 1; grows with N", better="higher"
+        lambda e: vendi_score(e.fake), vendi_score, "cosine, order 1; grows with N", better="higher"
     ),
-    "vendi_ratio": Metric(_vendi_share, "over the Vendi score of as many reals", better="higher"),
-    "mifid": Metric(
-        lambda e: mifid(e.fake, e.real), "threshold 0.1", backbone="inception", gaussian=True
+    "vendi_ratio": Metric(
+        _vendi_share, vendi_score, "over the Vendi score of as many reals", better="higher"
     ),
-    "mifd": Metric(lambda e: mifid(e.fake, e.real), "threshold 0.1", gaussian=True),
-    "authpct": Metric(lambda e: authpct(e.real, e.fake), "against the reference", better="higher"),
+    "mifid": replace(_MEMORISATION, backbone="inception"),
+    "mifd": _MEMORISATION,
+    "authpct": Metric(
+        lambda e: authpct(e.real, e.fake), authpct, "against the reference", better="higher"
+    ),
     "c_t": Metric(
         lambda e: Estimate(c_t(e.real, e.test, e.fake).statistic, 1.0),
+        c_t,
         "1 cell; below -3: copies",
         better="none",
         heldout=True,
     ),
 }
+"""Those that fix no backbone are measured on the user's choice."""

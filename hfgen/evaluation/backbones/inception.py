@@ -18,7 +18,13 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from hfgen.evaluation.backbones.base import Backbone, check_digest
-from hfgen.evaluation.backbones.inception_weights import find_weights, read_weights
+from hfgen.evaluation.backbones.inception_weights import (
+    FILE,
+    ORIGINAL,
+    REPO,
+    find_weights,
+    read_weights,
+)
 
 SIZE = 299
 
@@ -88,6 +94,7 @@ class InceptionBackbone(Backbone):
     name = "inception"
     preprocessing = "TF1 bilinear 299 (no antialiasing), (x - 128) / 128"
     outputs = ("features", "logits", "spatial")
+    weights_from = f"{FILE} of {REPO} on the Hub, or {ORIGINAL}; no package brings it"
 
     def __init__(self, weights: str | Path | None = None, sha256: str | None = None):
         path, expected = find_weights(weights, sha256)

@@ -53,6 +53,8 @@ class DinoV2(_VisionTransformer):
 
     name = "dinov2"
 
+    weights_from = "facebook/dinov2-large on the Hub; no package brings it"
+
     def __init__(self, source: str | Path = "facebook/dinov2-large"):
         super().__init__(str(source), Dinov2Model, 224, IMAGENET_MEAN, IMAGENET_STD)
 
@@ -68,6 +70,8 @@ class ClipVision(_VisionTransformer):
     """
 
     name = "clip"
+
+    weights_from = "openai/clip-vit-large-patch14-336 on the Hub; no package brings it"
 
     def __init__(self, source: str | Path = "openai/clip-vit-large-patch14-336"):
         super().__init__(str(source), CLIPVisionModelWithProjection, None, CLIP_MEAN, CLIP_STD)

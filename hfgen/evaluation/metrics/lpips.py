@@ -7,6 +7,10 @@ from pathlib import Path
 from hfgen.errors import HfgenError
 from hfgen.perceptual import AlexNetDistance as LPIPS
 
+WEIGHTS = (
+    "no weights at hand: no package brings them; pass a local file with `--weights lpips=PATH`"
+)
+
 
 def load_lpips(weights: str | Path | None) -> LPIPS:
     """The network with weights from a local file, ``.safetensors`` or ``.pth``.
