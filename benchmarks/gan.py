@@ -4,7 +4,8 @@
 
 Sides: torch-mimicry's SNGAN-32 and torchgan's DCGAN by their own training steps, ours at the same
 widths by our objective, and R3GAN beside a plain PyTorch loop of the same networks and loss. Rounds
-of all sides are interleaved; medians of CPU time of all threads.
+of all sides are interleaved; medians of CPU time of all threads. Sampling is the generator alone,
+in evaluation, 64 images at a time.
 
 Import shims: both peers import torchvision (torch-mimicry TensorFlow and skimage as well),
 which have no part in a training step; empty stand-ins take their place. Both are installed with
@@ -38,6 +39,8 @@ from hfgen.rng import Rng
 BATCH, WIDTH = 64, 64
 SHIMS = ("torchvision", "tensorflow", "skimage", "torch.utils.tensorboard")
 Step = Callable[[Tensor], None]
+Side = tuple[Step, nn.Module, int]
+"""A training step, the generator and the size of its latents."""
 
 
 def shim() -> None:
@@ -51,7 +54,7 @@ def adam(model: nn.Module, fused: bool = False) -> torch.optim.Optimizer:
     return torch.optim.Adam(model.parameters(), 2e-4, betas=(0.5, 0.9), fused=fused)
 
 
-def ours(generator: nn.Module, discriminator: nn.Module, objective: GAN) -> Step:
+def ours(generator: nn.Module, discriminator: nn.Module, objective: GAN) -> Side:
     """A training step as the trainer runs it: phases, frozen opponents, fused Adam, channels
     last.
     """
@@ -73,10 +76,10 @@ def ours(generator: nn.Module, discriminator: nn.Module, objective: GAN) -> Step
             objective.loss(phase.name, models, {"images": images}, rng, clock)[0].backward()
             optimizers[role].step()
 
-    return step
+    return step, generator, generator.config["latent_dim"]  # type: ignore[index]
 
 
-def mimicry_sngan() -> Step:
+def mimicry_sngan() -> Side:
     """torch-mimicry's SNGAN-32 at width 64 by its own ``train_step``."""
     from torch_mimicry.nets.sngan.sngan_32 import SNGANDiscriminator32, SNGANGenerator32
 
@@ -89,10 +92,10 @@ def mimicry_sngan() -> Step:
         discriminator.train_step(real_batch=batch, netG=generator, optD=opt_d, **common)
         generator.train_step(real_batch=batch, netD=discriminator, optG=opt_g, **common)
 
-    return step
+    return step, generator, generator.nz
 
 
-def torchgan_dcgan() -> Step:
+def torchgan_dcgan() -> Side:
     """torchgan's DCGAN at its default widths by its own ``train_ops``."""
     from torchgan.losses import MinimaxDiscriminatorLoss, MinimaxGeneratorLoss
     from torchgan.models import DCGANDiscriminator as PeerDiscriminator
@@ -110,10 +113,10 @@ def torchgan_dcgan() -> Step:
         loss_d.train_ops(generator, discriminator, opt_d, images, cpu)
         loss_g.train_ops(generator, discriminator, opt_g, cpu, BATCH)
 
-    return step
+    return step, generator, generator.encoding_dims
 
 
-def plain_r3gan(generator: nn.Module, discriminator: nn.Module) -> Step:
+def plain_r3gan(generator: nn.Module, discriminator: nn.Module) -> Side:
     """R3GAN's step as its paper's algorithm reads: two forwards, gradients, plain Adam."""
     opt_g, opt_d = adam(generator), adam(discriminator)
 
@@ -135,7 +138,7 @@ def plain_r3gan(generator: nn.Module, discriminator: nn.Module) -> Step:
         loss.mean().backward()
         opt_g.step()
 
-    return step
+    return step, generator, 64
 
 
 def r3gan() -> tuple[nn.Module, nn.Module]:
@@ -143,8 +146,8 @@ def r3gan() -> tuple[nn.Module, nn.Module]:
     return R3GANGenerator(out_channels=3, **options), R3GANDiscriminator(in_channels=3, **options)
 
 
-def sides() -> dict[str, Step]:
-    """Name -> step; each of ours stands after its peer."""
+def sides() -> dict[str, Side]:
+    """Each of ours stands after its peer."""
     dcgan = GAN(r1_gamma=0)
     pairing = GAN(adversarial_loss="relativistic_pairing", r1_gamma=0.1, r2_gamma=0.1, r1_every=1)
     hinge = GAN(adversarial_loss="hinge", r1_gamma=0)
@@ -173,28 +176,55 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     shim()
-    steps = sides()
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    every = sides()
+    training: Seconds = {name: [] for name in every}
+    sampling: Seconds = {name: [] for name in every}
     for number in range(options.rounds + 1):
         images = torch.rand(BATCH, 3, 32, 32) * 2 - 1
-        for name, step in steps.items():
-            began = time.process_time()
-            step(images)
+        for name, (step, generator, size) in every.items():
+            taken = timed(step, images), timed(sample, generator, size)
             if number:  # the first round warms up
-                seconds[name].append(time.process_time() - began)
-    report(seconds, options)
+                training[name].append(taken[0])
+                sampling[name].append(taken[1])
+    report(training, sampling, options)
 
 
-def report(seconds: dict[str, list[float]], options: argparse.Namespace) -> None:
-    speed = {name: BATCH / statistics.median(times) for name, times in seconds.items()}
-    names = list(speed)
-    ratios = {}
+Seconds = dict[str, list[float]]
+
+
+def timed(work: Callable[..., Any], *arguments: Any) -> float:
+    """CPU seconds of all threads."""
+    began = time.process_time()
+    work(*arguments)
+    return time.process_time() - began
+
+
+@torch.no_grad()
+def sample(generator: nn.Module, size: int) -> None:
+    generator.eval()
+    generator(torch.randn(BATCH, size))
+    generator.train()
+
+
+def speeds(seconds: Seconds) -> dict[str, float]:
+    return {name: round(BATCH / statistics.median(times), 1) for name, times in seconds.items()}
+
+
+def ratios(seconds: Seconds) -> dict[str, float]:
+    """Each of ours over its peer: the median over rounds."""
+    names, found = list(seconds), {}
     for peer, mine in zip(names[::2], names[1::2], strict=True):
         pairs = zip(seconds[peer], seconds[mine], strict=True)
-        ratios[f"{mine} / {peer}"] = statistics.median(a / b for a, b in pairs)
+        found[f"{mine} / {peer}"] = round(statistics.median(a / b for a, b in pairs), 2)
+    return found
+
+
+def report(training: Seconds, sampling: Seconds, options: argparse.Namespace) -> None:
     result = {
-        "images_per_cpu_second": {name: round(value, 1) for name, value in speed.items()},
-        "ratios": {name: round(value, 2) for name, value in ratios.items()},
+        "one D and one G update, images per CPU second": speeds(training),
+        "training ratios": ratios(training),
+        "sampling, images per CPU second": speeds(sampling),
+        "sampling ratios": ratios(sampling),
         "threads": options.threads,
         "rounds": options.rounds,
         "torch": torch.__version__,

@@ -105,7 +105,10 @@ class GAN(Objective):
 
     def extra_models(self) -> dict[str, nn.Module]:
         """State of the regularisers (running means) and of the augmentation (its probability)."""
-        owners = [*self._regularizers.values(), *([self.augmentation] if self.augmentation else [])]
+        owners = [
+            *self.all_regularizers.values(),
+            *([self.augmentation] if self.augmentation else []),
+        ]
         return {role: module for owner in owners for role, module in owner.modules().items()}
 
     def loss(
@@ -161,8 +164,8 @@ class GAN(Objective):
         return value, {"loss_g": value, "diversity": spread(game.fake) / spread(game.real)}
 
     @cached_property
-    def _regularizers(self) -> dict[str, Regularizer]:
-        """All of them by name; several of one type are numbered."""
+    def all_regularizers(self) -> dict[str, Regularizer]:
+        """R1, R2 and the further ones by name; several of one type are numbered."""
         chosen: list[Regularizer] = []
         if self.r1_gamma != 0:
             chosen.append(R1(gamma=self.r1_gamma, every=self.r1_every, decay=self.gamma_decay))
@@ -179,7 +182,7 @@ class GAN(Objective):
     def _parts(self) -> dict[str, _Part]:
         parts: dict[str, _Part] = {}
         for side, every in ((DISCRIMINATOR, 1), (GENERATOR, self.n_critic)):
-            mine = {name: r for name, r in self._regularizers.items() if side in r.sides}
+            mine = {name: r for name, r in self.all_regularizers.items() if side in r.sides}
             eager = {name: r for name, r in mine.items() if r.every == 1}
             parts[side] = _Part(side, True, eager, every)
             for name, lazy in mine.items():
