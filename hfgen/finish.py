@@ -35,6 +35,8 @@ def finish(pipeline: Any, objective: Objective, source: Source) -> None:
         return
     if len(pipeline.latent_shape) > 1:
         _scale(pipeline, source)
+    if isinstance(objective, Autoencoder):
+        pipeline.register_to_config(deterministic=True)
     bare = isinstance(objective, Autoencoder) and not isinstance(objective.penalty, MMD)
     if bare and pipeline.prior is None:
         components = min(COMPONENTS, len(source))

@@ -126,6 +126,26 @@ def choices() -> Choices:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Paper:
+    """A published result that a recipe is held against.
+
+    Attributes:
+        value: the number, -ln p(x) in nats per image.
+        source: where it stands, and of which setting.
+        images: training images of the published schedule (epochs times images); None where it is
+            not stated.
+        bound: how it was computed: a name of ``evaluation.likelihood.BOUNDS``.
+        num_samples: of the bound, as published; at most 500 are drawn here.
+    """
+
+    value: float
+    source: str
+    images: int | None = None
+    bound: Literal["iw", "elbo"] = "iw"
+    num_samples: int = 200
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Everything that a run is made of.
 
@@ -137,6 +157,7 @@ class Recipe:
             constructor names.
         model: role -> ``{type: ClassName, argument: value, ...}``, or a path to load the role from.
         output_dir: default ``runs/<name>``.
+        paper: the published result that this recipe is about.
     """
 
     format_version: int = FORMAT_VERSION
@@ -145,6 +166,7 @@ class Recipe:
     description: str = ""
     expect: str = ""
     duration: str = ""
+    paper: Paper | None = None
     pipeline: str
     output_dir: str | None = None
     data: DataConfig = field(default_factory=DataConfig)
@@ -225,7 +247,7 @@ def read(path: Path) -> dict[str, Any]:
     base = values.pop("base", None)
     if base is not None:
         below = read(find(str(base)))
-        measured = ("expect", "duration")  # of the base recipe, not of this one
+        measured = ("expect", "duration", "paper")  # of the base recipe, not of this one
         values = merge({k: v for k, v in below.items() if k not in measured}, values)
     values.setdefault("name", path.stem)
     return values
@@ -293,6 +315,7 @@ _SAYS_NOTHING = {
     "description",
     "expect",
     "duration",
+    "paper",
     "training.resume_from_checkpoint",
     "training.allow_recipe_change",
 }

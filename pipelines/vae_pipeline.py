@@ -41,6 +41,8 @@ class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
         latents_mean, latents_std: moments by channel of the latents of training images, for models
             that are trained on them; the autoencoder's own ``scaling_factor`` is 1 over the
             standard deviation of all channels together.
+        deterministic: the encoder's mode alone was trained, so that q(z | x) has no spread and
+            bounds of ln p(x) mean nothing.
     """
 
     model_cpu_offload_seq = "prior->vae"
@@ -53,11 +55,13 @@ class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
         likelihood: dict | None = None,
         latents_mean: list[float] | None = None,
         latents_std: list[float] | None = None,
+        deterministic: bool = False,
     ):
         super().__init__()
         self.register_modules(vae=vae, prior=prior)
         self.register_to_config(likelihood=likelihood or {"type": "gaussian"})
         self.register_to_config(latents_mean=latents_mean, latents_std=latents_std)
+        self.register_to_config(deterministic=deterministic)
         likelihood_from_config(self.config["likelihood"])  # an unknown one fails here
 
     @property

@@ -23,13 +23,15 @@ from hfgen.data import load_source
 from hfgen.environment import commit
 from hfgen.evaluation import evaluate
 from hfgen.evaluation.baselines import PixelGaussian, RepeatedImages
-from hfgen.evaluation.likelihood import has_likelihood
+from hfgen.evaluation.likelihood import has_likelihood, log_likelihood
 from hfgen.hub.load import load
 from hfgen.latents import training_source
 from hfgen.samples import accepted, save_samples
 
 DOCS = Path(__file__).parents[1] / "docs"
 NUM_IMAGES = 1000
+REFERENCE_IMAGES = 10_000  # of larger training sets
+PAPER_SAMPLES = 500
 UNTRAINED_STEPS = 10  # noise needs no more
 METRICS = ("fd", "kd", "precision_recall", "density_coverage", "vendi")
 
@@ -56,6 +58,8 @@ def measure(run: Path, name: str) -> None:
     call = accepted(pipeline_class(recipe.pipeline), num_inference_steps=steps)
     quick = {name: min(steps, UNTRAINED_STEPS) for name in call}
     settings: dict[str, Any] = {"data": train, "num_images": NUM_IMAGES, "progress": False}
+    if len(train) > REFERENCE_IMAGES:
+        settings["reference_images"] = REFERENCE_IMAGES
     pipeline = load(run)
     results = evaluate(
         pipeline,
@@ -75,6 +79,7 @@ def measure(run: Path, name: str) -> None:
         **trained(run),
         "measured_at_commit": commit(),
         "scores": scores(results),
+        **as_published(recipe, pipeline, validation),
         "baselines": {
             "untrained network": scores(
                 evaluate(untrained, metrics=METRICS, call=quick, **settings)
@@ -86,6 +91,23 @@ def measure(run: Path, name: str) -> None:
     (DOCS / "results" / f"{name}.json").write_text(json.dumps(written, indent=1) + "\n")
     save_samples(pipeline, DOCS / "images" / f"{name}.png", 64, seed=0, **call)
     print(f"{name}: " + "  ".join(f"{s['name']} {s['value']:.4g}" for s in written["scores"]))
+
+
+def as_published(recipe: Any, pipeline: Any, validation: Any) -> dict[str, Any]:
+    """-ln p(x) by the bound of the paper that the recipe follows, on 1,000 test images."""
+    if recipe.paper is None:
+        return {}
+    samples = min(recipe.paper.num_samples, PAPER_SAMPLES)
+    result = log_likelihood(
+        pipeline,
+        validation,
+        bound=recipe.paper.bound,
+        k=samples,
+        max_images=min(NUM_IMAGES, len(validation)),
+    )
+    error = result.standard_error
+    measured = {"value": -result.nats, "standard_error": error, "images": result.count}
+    return {"paper": {"bound": f"{recipe.paper.bound}-{samples}", **measured}}
 
 
 def autoencoder_metrics(pipeline: Any) -> tuple[str, ...]:

@@ -58,7 +58,7 @@ class ImportanceWeighted(Bound):
     def check(self, pipeline: Any) -> None:
         if "vae" not in pipeline.components or not hasattr(pipeline, "likelihood"):
             raise HfgenError(_no_likelihood(pipeline, "a VAE with a likelihood"))
-        if "quantizer" in pipeline.vae.config:
+        if "quantizer" in pipeline.vae.config or pipeline.config.get("deterministic"):
             raise HfgenError(
                 f"{type(pipeline.vae).__name__} has no such likelihood: its encoder is "
                 "deterministic; valid: metrics of samples and reconstructions"
