@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from hfgen.config import resolve
 from hfgen.data.captions import unseen_words
 from hfgen.errors import HfgenError, one_of
+from hfgen.pipelines._text import check_prompts, tokenize  # pyright: ignore[reportMissingImports]
 from hfgen.recipe import MODELS
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,8 @@ def draw(
         for name in ("class_labels", "prompt"):
             if name in options:
                 call[name] = options[name][first : first + len(numbers)]
+        if isinstance(options.get("negative_prompt"), str):
+            call["negative_prompt"] = [options["negative_prompt"]] * len(numbers)
         size = {"batch_size": len(numbers)} if sized else {}
         result = pipeline(generator=generators, **size, **call)
         images += result.images
@@ -166,6 +169,7 @@ def sample_to_file(
             f"{batch_size}"
         )
     from hfgen.hub.load import load
+    from hfgen.schedulers import swapped
 
     pipeline = load(model, trust_remote_code=trust_remote_code)
     given = {name: value for name, value in options.items() if value is not None}
@@ -192,26 +196,12 @@ def sample_to_file(
     if class_labels:
         given["class_labels"] = [class_labels[i % len(class_labels)] for i in range(num_images)]
     if scheduler is not None:
-        pipeline.scheduler = swap_scheduler(pipeline, scheduler)
+        pipeline = swapped(pipeline, scheduler)
     try:
+        if takes_prompt(pipeline) and prompt is not None:
+            tokenize(pipeline.tokenizer, check_prompts(prompt))  # stock pipelines cut in silence
         return save_samples(
             pipeline, Path(output), num_images, seed=seed, batch_size=batch_size, **given
         )
     except ValueError as error:
         raise HfgenError(f"sample: {error}") from None
-
-
-def swap_scheduler(pipeline: Any, name: str) -> Any:
-    """The diffusers scheduler ``name`` with the settings of the pipeline's own; HfgenError where it
-    does not fit.
-    """
-    current = getattr(pipeline, "scheduler", None)
-    if current is None:
-        raise HfgenError(f"--scheduler: {type(pipeline).__name__} has no scheduler")
-    compatible = {cls.__name__: cls for cls in current.compatibles}
-    ours = resolve(MODELS[name]) if name in MODELS else None
-    if type(current).__name__ in getattr(ours, "_compatibles", []):
-        compatible[name] = ours
-    if name not in compatible:
-        raise one_of("--scheduler", name, list(compatible))
-    return compatible[name].from_config(current.config)

@@ -14,7 +14,7 @@ from hfgen.errors import HfgenError
 from hfgen.likelihoods import Gaussian, Likelihood
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
 from hfgen.objectives.vae import label_arguments, log_likelihood, require
-from hfgen.objectives.vae_vq import perplexity
+from hfgen.objectives.vae_vq import VectorQuantized, perplexity
 from hfgen.rng import Rng
 
 
@@ -31,6 +31,7 @@ class DiscreteVAE(Objective):
         beta_ramp_images: images over which beta rises from 0.
         temperature, final_temperature: of the relaxation, at the start and after the annealing.
         annealing: share of the run that the temperature falls over.
+        learn_prior: train the role ``prior`` (CodePrior) on the codes, in a phase of its own.
     """
 
     likelihood: Likelihood = field(default_factory=Gaussian)
@@ -39,6 +40,7 @@ class DiscreteVAE(Objective):
     temperature: float = 1.0
     final_temperature: float = 1 / 16
     annealing: float = 0.8
+    learn_prior: bool = False
 
     def __post_init__(self) -> None:
         require("beta", self.beta, 0)
@@ -53,7 +55,8 @@ class DiscreteVAE(Objective):
 
     @property
     def phases(self) -> tuple[Phase, ...]:
-        return (Phase(name="vae", trains=("vae",)),)
+        prior = (Phase(name="prior", trains=("prior",)),) if self.learn_prior else ()
+        return (Phase(name="vae", trains=("vae",)), *prior)
 
     def temperature_at(self, clock: Clock) -> float:
         """Temperature of the relaxation at this point of the run."""
@@ -64,6 +67,8 @@ class DiscreteVAE(Objective):
     def loss(
         self, phase: str, models: Mapping[str, nn.Module], batch: Batch, rng: Rng, clock: Clock
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if phase == "prior":
+            return VectorQuantized(learn_prior=True).loss(phase, models, batch, rng, clock)
         vae: Any = models["vae"]
         if vae.config["quantizer"].get("type") != "gumbel":
             raise HfgenError(
