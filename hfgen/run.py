@@ -128,7 +128,11 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
     def sample(models: Mapping[str, Any], images_seen: int) -> None:
         target = recipe.folder / "samples" / f"{images_seen:010d}.png"
         pipe = pipeline(models)
+        if not draws_images(pipe):
+            return
         steps = accepted(pipe, num_inference_steps=recipe.logging.num_inference_steps)
+        if takes_prompt(pipe):
+            steps["prompt"] = sample_prompts(recipe, source)
         save_samples(pipe, target, recipe.logging.num_sample_images, seed=config.seed, **steps)
 
     log = Log(accelerator, recipe.logging, recipe.folder)
@@ -150,11 +154,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         optimizer=recipe.optimizer,
         ema=recipe.ema,
         log=log,
-        if not draws_images(pipe):
-            return
         checkpoints=checkpoints,
-        if takes_prompt(pipe):
-            steps["prompt"] = sample_prompts(recipe, source)
         recipe=recipe.to_yaml(),
         hooks=Hooks(sample=sample, evaluate=_evaluator(recipe, pipeline), saved=saved),
     )
