@@ -172,7 +172,6 @@ def _sample_parser(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--num-inference-steps", type=int, help="steps of a diffusion sampler")
     parser.add_argument("--guidance-scale", type=float, help="strength of classifier-free guidance")
-    parser.add_argument("--scheduler", help="a diffusers scheduler class to sample with")
     parser.add_argument(
         "--prompt", nargs="+", metavar="TEXT", help="texts to draw, --num-images of each"
     )
@@ -184,6 +183,7 @@ def _sample_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-p", type=float, metavar="P", help="of an autoregressive model")
     parser.add_argument("--image", metavar="FILE", help="complete this image")
     parser.add_argument("--keep", type=float, help="share of --image that is kept, from the top")
+    parser.add_argument("--scheduler", help="a diffusers scheduler class to sample with")
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let the repository's own code run"
     )
@@ -196,8 +196,9 @@ def _train(options: argparse.Namespace, settings: list[str]) -> int:
     over = parse_overrides(settings)
     if options.resume is not None:
         over = merge(over, nest({"training.resume_from_checkpoint": options.resume}))
+    recipe = recipes.load(options.recipe, over)
     if options.print_config:
-        print(recipes.load(options.recipe, over).to_yaml(), end="")
+        print(recipe.to_yaml(), end="")
         return 0
     asked = options.num_processes is not None or options.config_file is not None
     if asked and "LOCAL_RANK" not in os.environ:
@@ -243,9 +244,6 @@ def _sample(options: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
-def _export(options: argparse.Namespace, _: list[str]) -> int:
-    from hfgen.run import export_checkpoint
-
 def _opened(path: str | None) -> Any:
     from PIL import Image, UnidentifiedImageError
 
@@ -256,6 +254,9 @@ def _opened(path: str | None) -> Any:
     except (OSError, UnidentifiedImageError) as error:
         raise HfgenError(f"--image {path}: cannot be read as an image: {error}") from None
 
+
+def _export(options: argparse.Namespace, _: list[str]) -> int:
+    from hfgen.run import export_checkpoint
 
     print(f"pipeline: {export_checkpoint(options.run, options.checkpoint, options.ema)}")
     return 0

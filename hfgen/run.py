@@ -202,7 +202,15 @@ def _evaluator(recipe: Recipe, pipeline: Callable[..., Any]) -> Callable[..., di
 def export(pipeline: Any, recipe: Recipe, folder: Path, words: tuple[str, ...] = ()) -> None:
     """Write the pipeline with its recipe beside it, aside first, so that a half-written one is
     never there.
+
+    Adapters are added to the weights, and written by themselves into ``lora``.
+
+    Args:
+        words: of the captions that it was trained on; kept in ``words.txt``.
     """
+    from hfgen.build_transformers import save_adapters
+    from hfgen.samples import WORDS
+
     aside = folder.with_name(f".writing-{folder.name}")
     shutil.rmtree(aside, ignore_errors=True)
     save_adapters(pipeline, recipe.model, aside).save_pretrained(aside)
@@ -226,15 +234,7 @@ def _say_end(recipe: Recipe, finished: bool, latest: Path | None) -> None:
 
 
 def _check_processes() -> None:
-
-    Adapters are added to the weights, and written by themselves into ``lora``.
-
-    Args:
-        words: of the captions that it was trained on; kept in ``words.txt``.
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
-    from hfgen.build_transformers import save_adapters
-    from hfgen.samples import WORDS
-
         value = os.environ.get(name, "0")
         if not value.isdigit():
             raise HfgenError(
