@@ -185,6 +185,13 @@ def _sample_parser(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--keep", type=float, help="share of --image that is kept, from the top")
     parser.add_argument("--scheduler", help="a diffusers scheduler class to sample with")
     parser.add_argument(
+        "--compare-schedulers",
+        type=int,
+        nargs="*",
+        metavar="STEPS",
+        help="quality of all that fit, at these numbers of steps: a table, and a plot (--output)",
+    )
+    parser.add_argument(
         "--trust-remote-code", action="store_true", help="let the repository's own code run"
     )
 
@@ -223,6 +230,8 @@ def _relaunched(options: argparse.Namespace, settings: list[str]) -> list[str]:
 
 
 def _sample(options: argparse.Namespace, _: list[str]) -> int:
+    if options.compare_schedulers is not None:
+        return _compare_schedulers(options)
     from hfgen.samples import sample_to_file
 
     path = sample_to_file(
@@ -253,6 +262,22 @@ def _opened(path: str | None) -> Any:
         return Image.open(path).copy()
     except (OSError, UnidentifiedImageError) as error:
         raise HfgenError(f"--image {path}: cannot be read as an image: {error}") from None
+
+
+def _compare_schedulers(options: argparse.Namespace) -> int:
+    from hfgen.compare_schedulers import STEPS, compare_schedulers, table
+
+    guidance = {} if options.guidance_scale is None else {"guidance_scale": options.guidance_scale}
+    scores = compare_schedulers(
+        options.model,
+        options.output,
+        num_images=options.num_images,
+        steps=options.compare_schedulers or STEPS,
+        seed=options.seed,
+        **guidance,
+    )
+    print(table(scores), end="")
+    return 0
 
 
 def _export(options: argparse.Namespace, _: list[str]) -> int:

@@ -9,6 +9,7 @@ pipeline inlines it.
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
@@ -425,9 +426,14 @@ def parameterisation(scheduler) -> Parameterisation:
             f"{name} cannot be trained for: it has neither alphas_cumprod nor a known path"
         )
     prediction = _prediction(config.prediction_type, name)
-    if config.get("use_flow_sigmas", False):
+    if config.get("use_flow_sigmas", False) and _has_flow_sigmas(type(scheduler)):
         return Parameterisation(LinearPath(config.num_train_timesteps), prediction)
     return Parameterisation(_discrete_path(scheduler, prediction), prediction)
+
+
+def _has_flow_sigmas(cls: type) -> bool:
+    """Whether the class reads that setting: ``from_config`` keeps others' keys in any config."""
+    return "use_flow_sigmas" in inspect.signature(cls.__init__).parameters
 
 
 def _prediction(kind: str, name: str) -> Prediction:

@@ -11,11 +11,9 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from hfgen.config import resolve
 from hfgen.data.captions import unseen_words
-from hfgen.errors import HfgenError, one_of
+from hfgen.errors import HfgenError
 from hfgen.pipelines._text import check_prompts, tokenize  # pyright: ignore[reportMissingImports]
-from hfgen.recipe import MODELS
 
 logger = logging.getLogger(__name__)
 
