@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -16,7 +16,13 @@ BIN = 2 / 255
 
 
 class Bound(ABC):
-    """One way to compute or bound ln p(x) for pipelines of one kind."""
+    """One way to compute or bound ln p(x) for pipelines of one kind.
+
+    Attributes:
+        by_default: whether ``hfgen evaluate`` computes it wherever it can.
+    """
+
+    by_default: ClassVar[bool] = True
 
     @abstractmethod
     def check(self, pipeline: Any) -> None:
@@ -31,7 +37,7 @@ class Bound(ABC):
         """What measure ``log_prob`` is of, decided on all images at once."""
 
     def nfe(self, pipeline: Any, k: int) -> int:
-        """Network evaluations per image."""
+        """Network evaluations per image; 0 where they are counted as it runs."""
         return k
 
 

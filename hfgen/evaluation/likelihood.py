@@ -7,17 +7,23 @@ network ran and its standard error. A bound is one class and one line in ``BOUND
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfgen.data import Source
 from hfgen.errors import HfgenError, one_of
 from hfgen.evaluation.bound import BIN, BINARY, DENSITY, DISCRETE, GREY, Bound, Pixels
-from hfgen.evaluation.likelihood_diffusion import ProbabilityFlowODE, VariationalBound
+from hfgen.evaluation.likelihood_diffusion import (
+    AdaptiveProbabilityFlowODE,
+    ProbabilityFlowODE,
+    VariationalBound,
+)
 from hfgen.rng import Rng
 
 ROWS = 4096
@@ -105,6 +111,7 @@ BOUNDS: dict[str, Bound] = {
     "elbo": Elbo(),
     "iw": ImportanceWeighted(),
     "pf_ode": ProbabilityFlowODE(),
+    "pf_ode_rk45": AdaptiveProbabilityFlowODE(),
     "vlb": VariationalBound(),
 }
 
@@ -143,14 +150,21 @@ def log_likelihood(
     if count < 2:
         raise HfgenError(f"images: {count}; a standard error needs at least 2")
     pixels = method.pixels(pipeline, _take(images, 0, min(count, 1024)))
-    nats = torch.cat(
-        [
-            _batch(
-                method, pipeline, _take(images, i, min(i + batch_size, count)), i, k, seed, pixels
-            )
-            for i in range(0, count, batch_size)
-        ]
-    )
+    with _counted(pipeline) as rows:
+        nats = torch.cat(
+            [
+                _batch(
+                    method,
+                    pipeline,
+                    _take(images, i, min(i + batch_size, count)),
+                    i,
+                    k,
+                    seed,
+                    pixels,
+                )
+                for i in range(0, count, batch_size)
+            ]
+        )
     if not bool(torch.isfinite(nats).all()):
         raise HfgenError(f"{bound}: NaN or infinity for {int((~nats.isfinite()).sum())} images")
     dimensions = _take(images, 0, 1).numel()
@@ -164,10 +178,29 @@ def log_likelihood(
         bits_per_dim=bits,
         standard_error=float(nats.std() / math.sqrt(count)),
         pixels=pixels.description,
-        nfe=method.nfe(pipeline, k),
+        nfe=method.nfe(pipeline, k) or round(rows[0] / count),
         count=count,
         dimensions=dimensions,
     )
+
+
+@contextmanager
+def _counted(pipeline: Any) -> Iterator[list[int]]:
+    """Counts the rows that a denoiser is called with."""
+    rows = [0]
+    network = pipeline.components.get("unet")
+    if not isinstance(network, nn.Module):
+        yield rows
+        return
+
+    def count(module: Any, arguments: tuple[Any, ...]) -> None:
+        rows[0] += len(arguments[0])
+
+    handle = network.register_forward_pre_hook(count)
+    try:
+        yield rows
+    finally:
+        handle.remove()
 
 
 def has_likelihood(pipeline: Any, bound: str = "elbo") -> bool:

@@ -90,7 +90,8 @@ def likelihood(evidence: ModelEvidence) -> list[Score]:
     """Every bound that the pipeline has, on held-out images: nats, and bits/dim where defined."""
     pipeline, source = evidence.pipeline, evidence.source
     scores = []
-    for name in (name for name in BOUNDS if has_likelihood(pipeline, name)):
+    wanted = [name for name, bound in BOUNDS.items() if bound.by_default]
+    for name in (name for name in wanted if has_likelihood(pipeline, name)):
         k = SAMPLES.get(name, 1)
         affordable = evidence.evaluations // BOUNDS[name].nfe(pipeline, k)
         count = min(MAX_IMAGES, len(source), max(MIN_IMAGES, affordable))

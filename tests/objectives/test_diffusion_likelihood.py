@@ -141,6 +141,17 @@ def test_probes_are_unbiased_where_pixels_are_coupled():
     assert nats.mean().item() == pytest.approx(expected, abs=4 * error + 0.05)
 
 
+def test_rk45_and_heun_stand_behind_one_interface():
+    """Both within 5e-4 of the closed form; RK45 reports what it has used."""
+    x = images(8, levels=True)
+    noisy = x + (Rng(0, "log_likelihood").rand("dequantise", x.shape) - 0.5) * BIN
+    expected = bits(exact(noisy)).mean().item()
+    for bound, evaluations in (("pf_ode", {128}), ("pf_ode_rk45", range(20, 200))):
+        result = log_likelihood(gaussian("flow"), x, bound=bound)
+        assert result.bits_per_dim == pytest.approx(expected, abs=5e-4)
+        assert result.nfe in evaluations
+
+
 def test_log_likelihood_reports_bound_and_cost():
     x = images(levels=True)
     result = log_likelihood(gaussian("flow"), x, bound="pf_ode")
