@@ -174,12 +174,16 @@ class LadderVAE(ModelMixin, ConfigMixin):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one latent: all layers' latents, from the top."""
-        return (sum(self.latent_channels * size**2 for size in self.resolutions),)
+        return (sum(self.group_sizes),)
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """How many latents each stochastic layer has, from the top."""
+        return [self.latent_channels * size**2 for size in self.resolutions]
 
     def split(self, z: Tensor) -> list[Tensor]:
         """Flat latents [B, D] -> one map [B, latent_channels, r, r] per layer."""
-        counts = [self.latent_channels * size**2 for size in self.resolutions]
-        parts = z.split(counts, dim=1)
+        parts = z.split(self.group_sizes, dim=1)
         pairs = zip(parts, self.resolutions, strict=True)
         return [part.view(len(z), self.latent_channels, size, size) for part, size in pairs]
 

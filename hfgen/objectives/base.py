@@ -88,6 +88,13 @@ class Objective(ABC):
         """
         return {}
 
+    def symptoms(self, terms: Mapping[str, float], clock: Clock) -> dict[str, str]:
+        """What logged means say is going wrong: name of the trouble -> one line with what to try.
+
+        Each name is said once in a run; none by default.
+        """
+        return {}
+
 
 def detach(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Scalars for the log, cut from the graph."""

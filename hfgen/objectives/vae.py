@@ -14,6 +14,8 @@ from hfgen.errors import HfgenError
 from hfgen.likelihoods import Bernoulli, Likelihood
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
 from hfgen.objectives.vae_penalties import Code, GaussianLike, Penalty
+from hfgen.objectives.vae_spectral import spectral_norms
+from hfgen.objectives.vae_symptoms import symptoms
 from hfgen.rng import Rng
 
 Models = Mapping[str, nn.Module]
@@ -29,6 +31,14 @@ class Reparameterised(Protocol):
     def rsample(self, noise: Tensor) -> tuple[Tensor, Tensor]: ...
 
     def kl_terms(self) -> Tensor | None: ...
+
+
+@runtime_checkable
+class Hierarchy(Protocol):
+    """A VAE whose flat latent is made of groups."""
+
+    @property
+    def group_sizes(self) -> list[int]: ...
 
 
 def label_arguments(vae: nn.Module, batch: Batch) -> dict[str, Tensor]:
@@ -138,6 +148,23 @@ def require(name: str, value: float, least: float) -> None:
         raise HfgenError(f"objective.{name} must be at least {least:g}, got {value}")
 
 
+def balance(vae: Any, terms: Tensor) -> Tensor:
+    """Weights [D] of KL terms [B, D] by group, L s_l E[KL_l] / sum_l s_l E[KL_l]; no gradient.
+
+    Vahdat & Kautz 2020, appendix A; s_l is the number of latents in group l of a hierarchy.
+    """
+    if not isinstance(vae, Hierarchy):
+        raise HfgenError(
+            f"objective.kl_balance: {type(vae).__name__} has one group of latents; "
+            "valid: a hierarchy (LadderVAE)"
+        )
+    sizes = vae.group_sizes
+    use = [group.sum(1).abs().mean() for group in terms.detach().split(sizes, dim=1)]
+    share = torch.stack([size * nats for size, nats in zip(sizes, use, strict=True)])
+    share = len(sizes) * share / share.sum().clamp(min=1e-12)
+    return share.repeat_interleave(torch.tensor(sizes, device=terms.device))
+
+
 @dataclass(frozen=True, kw_only=True)
 class ELBO(Objective):
     """-E_q[ln p(x|z)] + beta KL(q(z|x) || p(z)) (Kingma & Welling 2013, eq. 7).
@@ -151,7 +178,8 @@ class ELBO(Objective):
     ``kl_cycles``;
     - capacity (Burgess et al. 2018, eq. 8): beta |KL - C|, C rising to ``capacity`` nats;
     - free bits (Kingma et al. 2016, eq. 15): ``free_bits``;
-    - beta-TCVAE, DIP-VAE, InfoVAE: ``penalty``.
+    - KL balancing (Vahdat & Kautz 2020, appendix A): ``kl_balance``;
+    - beta-TCVAE, DIP-VAE, InfoVAE, MS-SSIM: ``penalty``.
 
     Args:
         likelihood: p(x | decoder output).
@@ -163,6 +191,10 @@ class ELBO(Objective):
         capacity_images: the capacity rises linearly from 0 over this many images.
         free_bits: nats that each latent dimension may use at no cost, per image (the paper averages
             over the batch first; per image, splitting a batch changes nothing).
+        kl_balance: while the KL's weight is below ``beta``, weigh the groups of a hierarchy by
+            their size and KL, L s_l E[KL_l] / sum_l s_l E[KL_l], so that no group is left unused;
+            over the rows at hand.
+        spectral: weight of the sum of the weights' largest singular values.
         penalty: a further term on the latents.
         learn_prior: train the role ``prior`` as well.
     """
@@ -174,6 +206,8 @@ class ELBO(Objective):
     capacity: float = 0.0
     capacity_images: int = 0
     free_bits: float = 0.0
+    kl_balance: bool = False
+    spectral: float = 0.0
     penalty: Penalty | None = None
     learn_prior: bool = False
 
@@ -181,12 +215,19 @@ class ELBO(Objective):
         for name in ("beta", "kl_warmup_images", "kl_cycles", "capacity", "free_bits"):
             require(name, getattr(self, name), 0)
         require("capacity_images", self.capacity_images, 0)
+        require("spectral", self.spectral, 0)
         if self.kl_cycles and self.kl_warmup_images:
             raise HfgenError("objective: kl_cycles and kl_warmup_images exclude each other")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(name="vae", trains=("vae", "prior") if self.learn_prior else ("vae",)),)
+
+    def symptoms(self, terms: Mapping[str, float], clock: Clock) -> dict[str, str]:
+        return symptoms(terms, clock)
+
+    def _balances(self, clock: Clock) -> bool:
+        return self.kl_balance and self.kl_weight(clock) < self.beta
 
     def kl_weight(self, clock: Clock) -> float:
         """The weight of the KL now."""
@@ -206,17 +247,27 @@ class ELBO(Objective):
         params = vae.decode(z, **labels).sample
         reconstruction = -log_likelihood(self.likelihood, images, params)
         terms = rate_terms(models, posterior, z, log_q)
-        rate = terms.clamp(min=self.free_bits).sum(1) if self.free_bits else terms.sum(1)
+        weighted = terms * balance(vae, terms) if self._balances(clock) else terms
+        rate = weighted.clamp(min=self.free_bits).sum(1) if self.free_bits else weighted.sum(1)
         if self.capacity:
             rate = (rate.mean() - self.capacity * clock.ramp(self.capacity_images)).abs()
         loss = reconstruction.mean() + self.kl_weight(clock) * rate.mean()
         kl = terms.sum(1)
         logs = {"reconstruction": reconstruction, "kl": kl, "elbo": -(reconstruction + kl)}
         if self.penalty is not None:
-            code = Code(images, posterior, z, params, lambda z: vae.decode(z, **labels).sample)
+            code = Code(
+                images,
+                posterior,
+                z,
+                params,
+                lambda z: vae.decode(z, **labels).sample,
+                self.likelihood.mean,
+            )
             penalty = self.penalty(code, rng.fork("penalty"))
             loss = loss + penalty
             logs["penalty"] = penalty
+        if self.spectral:
+            loss = loss + self.spectral * spectral_norms(vae)
         logs["active_units"] = active_units(posterior.mode())
         return loss, detach({"loss": loss, **logs})
 
@@ -258,11 +309,21 @@ class Autoencoder(Objective):
         loss = reconstruction + 0 * unused_spread(posterior)
         logs = {"reconstruction": reconstruction, "active_units": active_units(z)}
         if self.penalty is not None:
-            code = Code(images, posterior, z, params, lambda z: vae.decode(z, **labels).sample)
+            code = Code(
+                images,
+                posterior,
+                z,
+                params,
+                lambda z: vae.decode(z, **labels).sample,
+                self.likelihood.mean,
+            )
             penalty = self.penalty(code, rng.fork("penalty"))
             loss = loss + penalty
             logs["penalty"] = penalty
         return loss, detach({"loss": loss, **logs})
+
+    def symptoms(self, terms: Mapping[str, float], clock: Clock) -> dict[str, str]:
+        return symptoms(terms, clock)
 
     def _prior(self, models: Models, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         vae: Any = models["vae"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ from hfgen.objectives.vae import (
     require,
     unused_spread,
 )
+from hfgen.objectives.vae_symptoms import symptoms
 from hfgen.rng import Rng
 
 PHASES = (
@@ -65,6 +67,9 @@ class FactorVAE(Objective):
     @property
     def phases(self) -> tuple[Phase, ...]:
         return PHASES
+
+    def symptoms(self, terms: Mapping[str, float], clock: Clock) -> dict[str, str]:
+        return symptoms(terms, clock)
 
     def loss(
         self, phase: str, models: Models, batch: Batch, rng: Rng, clock: Clock
@@ -112,6 +117,9 @@ class AdversarialAutoencoder(Objective):
     @property
     def phases(self) -> tuple[Phase, ...]:
         return PHASES
+
+    def symptoms(self, terms: Mapping[str, float], clock: Clock) -> dict[str, str]:
+        return symptoms(terms, clock)
 
     def loss(
         self, phase: str, models: Models, batch: Batch, rng: Rng, clock: Clock

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -27,6 +28,7 @@ from hfgen.objectives.vae import (
     require,
     tie_prior,
 )
+from hfgen.objectives.vae_symptoms import symptoms
 from hfgen.rng import Rng
 
 
@@ -60,6 +62,9 @@ class MultiSampleBound(Objective):
     @property
     def phases(self) -> tuple[Phase, ...]:
         return (Phase(name="vae", trains=("vae", "prior") if self.learn_prior else ("vae",)),)
+
+    def symptoms(self, terms: Mapping[str, float], clock: Clock) -> dict[str, str]:
+        return symptoms(terms, clock)
 
     @property
     def draws(self) -> int:

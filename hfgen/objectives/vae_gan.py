@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from hfgen.objectives.vae import (
     require,
 )
 from hfgen.objectives.vae_perceptual import Perceptual
+from hfgen.objectives.vae_symptoms import symptoms
 from hfgen.rng import Rng
 
 
@@ -84,6 +86,9 @@ class AdversarialReconstruction(Objective):
 
     def extra_models(self) -> dict[str, nn.Module]:
         return {} if self.perceptual is None else {"perceptual": self.perceptual.network}
+
+    def symptoms(self, terms: Mapping[str, float], clock: Clock) -> dict[str, str]:
+        return symptoms(terms, clock)
 
     @abstractmethod
     def code(

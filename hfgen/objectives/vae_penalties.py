@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from hfgen.errors import HfgenError, one_of
+from hfgen.objectives.vae_ssim import ms_ssim
 from hfgen.rng import Rng
 
 
@@ -37,6 +38,7 @@ class Code:
         z: the latents that were decoded, [B, *latent].
         params: the decoder's output for them.
         decode: latents -> decoder output.
+        mean: decoder output -> expected image, [-1, 1].
     """
 
     images: Tensor
@@ -44,6 +46,7 @@ class Code:
     z: Tensor
     params: Tensor
     decode: Callable[[Tensor], Tensor]
+    mean: Callable[[Tensor], Tensor]
 
     def gaussian(self) -> tuple[Tensor, Tensor]:
         """Mean and log-variance [B, D] of the posterior; HfgenError if it is no Gaussian."""
@@ -200,6 +203,26 @@ class RAE(Penalty):
         return penalty + self.gradient * row.flatten(1).square().sum(1).mean()
 
 
+@dataclass(frozen=True, kw_only=True)
+class MSSSIM(Penalty):
+    """weight * (1 - MS-SSIM(x, expected image)) (Snell et al. 2017; Wang et al. 2003).
+
+    With a likelihood beside it; in nats per image, so that a weight of some hundreds counts.
+    """
+
+    weight: float = 100.0
+
+    def __post_init__(self) -> None:
+        _non_negative(weight=self.weight)
+
+    def __call__(self, code: Code, rng: Rng) -> Tensor:
+        try:
+            similarity = ms_ssim(code.images, code.mean(code.params).to(code.images.dtype))
+        except ValueError as error:
+            raise HfgenError(f"objective.penalty: {error}") from None
+        return self.weight * (1 - similarity.mean())
+
+
 def _non_negative(**values: float) -> None:
     for name, value in values.items():
         if value < 0:
@@ -211,5 +234,6 @@ PENALTIES: dict[str, type[Penalty]] = {
     "dip": DIP,
     "mmd": MMD,
     "rae": RAE,
+    "ms-ssim": MSSSIM,
 }
 """Names for recipes."""

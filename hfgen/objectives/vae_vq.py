@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,6 +13,7 @@ from hfgen.errors import HfgenError
 from hfgen.likelihoods import Gaussian, Likelihood
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
 from hfgen.objectives.vae import Models, label_arguments, log_likelihood, require, tie_prior
+from hfgen.objectives.vae_symptoms import symptoms
 from hfgen.rng import Rng
 
 
@@ -20,6 +22,17 @@ def perplexity(indices: Tensor, vocabulary: int) -> Tensor:
     counts = torch.bincount(indices.flatten(), minlength=vocabulary).float()
     share = counts / counts.sum()
     return torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
+
+
+def code_usage(indices: Tensor, vocabulary: int) -> Tensor:
+    """Share of the codes that a batch could use that it uses, in (0, 1], mean over the levels.
+
+    Args:
+        indices: [B, *positions, levels].
+    """
+    levels = indices.flatten(0, -2).unbind(-1)
+    used = [len(torch.unique(level)) / min(vocabulary, len(level)) for level in levels]
+    return torch.tensor(sum(used) / len(used))
 
 
 def autoencode(
@@ -45,6 +58,7 @@ def autoencode(
     vocabulary = vae.codebook.num_embeddings
     uses = [perplexity(level, vocabulary) for level in quantized.indices.unbind(-1)]
     logs = {"commitment": quantized.commitment, "perplexity": torch.stack(uses).mean()}
+    logs["code_usage"] = code_usage(quantized.indices, vocabulary)
     if entropy:
         logs["entropy"] = quantized.entropy
     return params, rate, logs
@@ -90,6 +104,9 @@ class VectorQuantized(Objective):
     def phases(self) -> tuple[Phase, ...]:
         prior = (Phase(name="prior", trains=("prior",)),) if self.learn_prior else ()
         return (Phase(name="vae", trains=("vae",)), *prior)
+
+    def symptoms(self, terms: Mapping[str, float], clock: Clock) -> dict[str, str]:
+        return symptoms(terms, clock)
 
     def loss(
         self, phase: str, models: Models, batch: Batch, rng: Rng, clock: Clock

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -102,6 +103,7 @@ class Trainer:
         self.now = Progression()
         self._meter = Meter()
         self._speed = _Speed()
+        self._said: set[str] = set()
 
         self._phases = objective.phases
         roles = sorted({role for phase in self._phases for role in phase.trains})
@@ -275,6 +277,7 @@ class Trainer:
         elapsed = time.perf_counter() - self._speed.since
         images = self.now.images_seen - self._speed.images
         values = self._meter.reduce(self._accelerator)
+        self._say_symptoms(values)
         values["images_per_second"] = images / elapsed if elapsed > 0 else 0.0
         for role, schedule in self._schedules.items():
             values[f"lr/{role}"] = float(schedule.get_last_lr()[0])
@@ -284,6 +287,15 @@ class Trainer:
             {"images_seen": self.now.images_seen, "seconds": round(self.now.seconds, 3), **values},
         )
         return values
+
+    def _say_symptoms(self, values: Mapping[str, float]) -> None:
+        """One line for each trouble that the objective sees in the logged means, once in a run."""
+        size = self._config.total_batch_size
+        clock = Clock(self.now.step, self.now.images_seen, self._config.steps * size, size)
+        for name, line in self._objective.symptoms(values, clock).items():
+            if name not in self._said and self._accelerator.is_main_process:
+                print(f"warning: {name} at step {self.now.step}: {line}", file=sys.stderr)
+            self._said.add(name)
 
     def _stop_clock(self, until: float) -> None:
         """Add the time since the last look to the seconds of training (sampling and saving do not

@@ -47,7 +47,7 @@ def test_total_correlation_of_a_gaussian():
 
 
 def code_of(posterior, z) -> Code:
-    return Code(torch.zeros(len(z), 1, 2, 2), posterior, z, z, lambda z: z)
+    return Code(torch.zeros(len(z), 1, 2, 2), posterior, z, z, lambda z: z, lambda z: z)
 
 
 @pytest.mark.parametrize("version,diagonal", [(1, 0.16), (2, 0.0)])
@@ -87,7 +87,7 @@ def test_rae_gradient_penalty_is_the_jacobian_norm():
     matrix = torch.randn(6, 3)
     z = torch.randn(20_000, 3, requires_grad=True)
     posterior = DiagonalGaussian(z, torch.zeros_like(z))
-    code = Code(z, posterior, z, z @ matrix.T, lambda z: z @ matrix.T)
+    code = Code(z, posterior, z, z @ matrix.T, lambda z: z @ matrix.T, lambda z: z)
     value = RAE(latent=0.0, gradient=1.0)(code, Rng(0))
     torch.testing.assert_close(value, matrix.square().sum(), atol=0, rtol=0.03)
     torch.testing.assert_close(RAE(latent=2.0)(code, Rng(0)), z.square().sum(1).mean())
@@ -97,8 +97,8 @@ def test_rae_gradient_penalty_is_the_jacobian_norm():
 @pytest.mark.parametrize("objective", [ELBO, Autoencoder])
 def test_every_penalty_adds_its_gradient(kind, objective):
     torch.manual_seed(0)
-    vae = MLPVAE(sample_size=4, hidden_size=8, latent_dim=3)
-    data = {"images": torch.rand(8, 1, 4, 4) * 2 - 1}
+    vae = MLPVAE(sample_size=12, hidden_size=8, latent_dim=3)
+    data = {"images": torch.rand(8, 1, 12, 12) * 2 - 1}
     plain = objective(likelihood=Gaussian(std=0.5))
     penalised = objective(likelihood=Gaussian(std=0.5), penalty=PENALTIES[kind]())
     results = [o.loss("vae", {"vae": vae}, data, Rng(0), START) for o in (plain, penalised)]
@@ -110,8 +110,8 @@ def test_every_penalty_adds_its_gradient(kind, objective):
 
 def test_autoencoder_has_no_noise_and_reaches_every_parameter():
     torch.manual_seed(0)
-    vae = MLPVAE(sample_size=4, hidden_size=8, latent_dim=3)
-    data = {"images": torch.rand(8, 1, 4, 4) * 2 - 1}
+    vae = MLPVAE(sample_size=12, hidden_size=8, latent_dim=3)
+    data = {"images": torch.rand(8, 1, 12, 12) * 2 - 1}
     losses = [Autoencoder().loss("vae", {"vae": vae}, data, Rng(s), START)[0] for s in (0, 1)]
     assert torch.equal(*losses)
     losses[0].backward()
@@ -120,8 +120,8 @@ def test_autoencoder_has_no_noise_and_reaches_every_parameter():
 
 def test_an_autoencoders_prior_learns_in_its_own_phase():
     torch.manual_seed(0)
-    vae = MLPVAE(sample_size=4, hidden_size=8, latent_dim=3)
-    prior, data = FlowPrior((3,), hidden_size=8), {"images": torch.rand(8, 1, 4, 4) * 2 - 1}
+    vae = MLPVAE(sample_size=12, hidden_size=8, latent_dim=3)
+    prior, data = FlowPrior((3,), hidden_size=8), {"images": torch.rand(8, 1, 12, 12) * 2 - 1}
     objective = Autoencoder(learn_prior=True)
     assert [p.trains for p in objective.phases] == [("vae",), ("prior",)]
     loss, _ = objective.loss("prior", {"vae": vae, "prior": prior}, data, Rng(0), START)
