@@ -135,7 +135,8 @@ def _command(
 def _train_parser(parser: argparse.ArgumentParser) -> None:
     parser.usage = "hfgen train RECIPE [options] [--section.key VALUE ...]"
     parser.add_argument(
-        "recipe", help="a bundled recipe (hfgen recipes), a YAML file, or a run's folder"
+        "recipe",
+        help="a bundled recipe (hfgen recipes), a YAML file, a run's folder, or a Hub id",
     )
     parser.add_argument(
         "--resume", metavar="latest|PATH", help="short for --training.resume_from_checkpoint"
@@ -203,10 +204,13 @@ def _train(options: argparse.Namespace, settings: list[str]) -> int:
     over = parse_overrides(settings)
     if options.resume is not None:
         over = merge(over, nest({"training.resume_from_checkpoint": options.resume}))
-    recipe = recipes.load(options.recipe, over)
     if options.print_config:
-        print(recipe.to_yaml(), end="")
+        print(recipes.load(options.recipe, over).to_yaml(), end="")
         return 0
+    from hfgen.run import continued, train_recipe
+
+    options.recipe = continued(options.recipe, over)
+    recipe = recipes.load(options.recipe, over)
     asked = options.num_processes is not None or options.config_file is not None
     if asked and "LOCAL_RANK" not in os.environ:
         from hfgen.launch import launch
@@ -214,8 +218,6 @@ def _train(options: argparse.Namespace, settings: list[str]) -> int:
         return launch(
             options.num_processes, options.config_file, _relaunched(options, settings), recipe
         )
-    from hfgen.run import train_recipe
-
     run = train_recipe(recipe, overwrite=options.overwrite)
     # Under a launcher a worker that saved and stopped has done well; the launcher's parent says
     # how it ended.

@@ -49,14 +49,36 @@ def train(name: str, *, overwrite: bool = False, **overrides: Any) -> Run:
     """Train a recipe: ``hfgen.train("mnist-vae", **{"training.max_steps": 500})``.
 
     Args:
-        name: a bundled recipe, a YAML file, or a run's folder.
+        name: a bundled recipe, a YAML file, a run's folder, or a Hub id.
         overwrite: replace a run that is already in the output folder.
         **overrides: dotted keys, as on the command line.
     Raises:
         HfgenError: one line that says what is wrong and what would be valid.
     """
-    recipe = recipes.load(name, nest(overrides))
+    over = nest(overrides)
+    recipe = recipes.load(continued(name, over), over)
     return train_recipe(recipe, overwrite=overwrite)
+
+
+def continued(name: str, over: Mapping[str, Any]) -> str:
+    """``name``; or, where it is a Hub id whose run is to be resumed, the folder that it now is.
+
+    Raises:
+        HfgenError: as ``hfgen.hub.fetch.fetch_run``.
+    """
+    if over.get("training", {}).get("resume_from_checkpoint") != "latest":
+        return name
+    if not recipes.is_hub_id(name):
+        return name
+    from hfgen.evaluation.world import world
+    from hfgen.hub.fetch import fetch_run
+
+    folder = Path(over.get("output_dir") or Path("runs") / name.split("/")[1])
+    state = world()
+    with state.main_process_first():
+        if state.is_main_process:
+            fetch_run(name, folder)
+    return str(folder)
 
 
 def train_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:

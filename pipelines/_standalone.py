@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import threading
 from dataclasses import dataclass, field
 from functools import cached_property
 from graphlib import TopologicalSorter
@@ -40,10 +41,20 @@ def standalone(module: str) -> str:
     return code
 
 
+_PARSER = threading.Lock()
+
+
+def parse(code: str) -> ast.Module:
+    """``ast.parse``, by one thread at a time: two at once raise SystemError in Python 3.11
+    (https://github.com/python/cpython/issues/106905)."""
+    with _PARSER:
+        return ast.parse(code)
+
+
 def meaning(code: str) -> str:
     """What of a source text is run: no comments, docstrings or positions, and nothing that only
     some versions of Python put into a syntax tree."""
-    return repr(_essence(ast.parse(code)))
+    return repr(_essence(parse(code)))
 
 
 def _essence(value: Any) -> Any:
@@ -122,7 +133,7 @@ class _Source:
     def _parse(self, package: str) -> None:
         lines = self.text.splitlines()
         end = 0
-        for node in ast.parse(self.text).body:
+        for node in parse(self.text).body:
             text = "\n".join(lines[end : node.end_lineno]).strip("\n")
             end = node.end_lineno or end
             if isinstance(node, ast.Import):
@@ -248,7 +259,7 @@ def _member_imports(members: dict[str, tuple[str, str]]) -> list[str]:
 
 def _check_alone(root: _Source, code: str) -> None:
     """What is left imports nothing of ours, nor looks so to the loader, which searches the text."""
-    left = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.ImportFrom)]
+    left = [node for node in ast.walk(parse(code)) if isinstance(node, ast.ImportFrom)]
     modules = ["." * node.level + (node.module or "") for node in left]
     modules += re.findall(r"^\s*(?:from|import)\s+(\.\S*)", code, flags=re.MULTILINE)
     for module in modules:

@@ -103,8 +103,11 @@ class BackgroundPusher:
             again = snapshot.failures < self.attempts
             self.report(f"{error}; {'trying again' if again else 'given up'}: {snapshot.message}")
             return again
-        except (HfgenError, OSError) as error:
-            self.report(f"not pushed: {snapshot.message}: {error}")
+        except (
+            Exception
+        ) as error:  # of whatever kind: the training, which waits at its end, goes on
+            said = str(error) if isinstance(error, HfgenError) else repr(error)
+            self.report(f"not pushed: {snapshot.message}: {' '.join(said.split())}")
             return False
 
 

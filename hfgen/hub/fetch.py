@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 from huggingface_hub import HfApi, snapshot_download
@@ -40,32 +42,43 @@ def fetch(repo_id: str, *, revision: str | None = None, token: str | bool | None
     return folder
 
 
+_OF_THE_RUN = ("recipe.yaml", "metrics.json", "metrics.jsonl", "environment.json", "README.md")
+
+
 def fetch_run(
     repo_id: str, folder: Path, *, revision: str | None = None, token: str | None = None
 ) -> Path:
-    """Make ``folder`` a run again from its repository, so that it trains on: recipe, numbers,
+    """Make ``folder`` a run again from its repository, so that it goes on here: recipe, numbers,
     checkpoint, pipeline.
 
-    Raises HfgenError: as ``fetch``; the folder is not empty; the repository holds no recipe.
+    Raises HfgenError, and then nothing was written: as ``fetch``; the folder is not empty; the
+    repository holds no recipe or no training checkpoint.
     """
-    if folder.exists() and any(folder.iterdir()):
-        raise HfgenError(f"{folder}: not empty; give another folder for the run of {repo_id}")
-    snapshot = fetch(repo_id, revision=revision, token=token)
-    if not (snapshot / "recipe.yaml").is_file():
+    if folder.exists() and (folder.is_file() or any(folder.iterdir())):
         raise HfgenError(
-            f"{repo_id}: holds no recipe.yaml, so it was not pushed from a run and cannot be "
-            "trained on"
+            f"output_dir: {folder} is not empty, so the run of {repo_id} cannot go there; give "
+            f"--output_dir OTHER, or go on with what it holds: hfgen train {folder} --resume latest"
         )
-    beside = ("recipe.yaml", "metrics.json", "metrics.jsonl", "environment.json", "README.md")
+    snapshot = fetch(repo_id, revision=revision, token=token)
+    if not (snapshot / "recipe.yaml").is_file() or newest_checkpoint(snapshot) is None:
+        raise HfgenError(
+            f"{repo_id}: holds no training checkpoint, so there is nothing to resume; it is pushed "
+            f"by hub.strategy: checkpoint or --checkpoint. From its weights: hfgen train {repo_id}"
+        )
+    aside = folder.with_name(f".fetching-{folder.name}")
+    shutil.rmtree(aside, ignore_errors=True)
     for path in sorted(path for path in snapshot.rglob("*") if path.is_file()):
         name = path.relative_to(snapshot).as_posix()
-        if name in beside or name.startswith(("checkpoints/", "samples/")):
-            _copy(path, folder / name)
+        if name in _OF_THE_RUN or name.startswith(("checkpoints/", "samples/")):
+            _copy(path, aside / name)
         elif not name.startswith("."):
-            _copy(path, folder / "pipeline" / name)
-    checkpoint = newest_checkpoint(folder)
-    if checkpoint is not None:
-        unpack_states(checkpoint)
+            _copy(path, aside / "pipeline" / name)
+    checkpoint = newest_checkpoint(aside)
+    assert checkpoint is not None
+    unpack_states(checkpoint)
+    if folder.exists():
+        folder.rmdir()
+    os.replace(aside, folder)
     return folder
 
 

@@ -19,6 +19,7 @@ from packaging.version import Version
 
 import hfgen
 from hfgen.errors import HfgenError
+from hfgen.pipelines._standalone import parse  # pyright: ignore
 
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".joblib", ".npy", ".npz", ".dill")
 SAMPLE_PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif")
@@ -204,7 +205,7 @@ def imported_modules(source: str, origin: str) -> set[str]:
     not parse.
     """
     try:
-        tree = ast.parse(source)
+        tree = parse(source)
     except SyntaxError as error:
         raise HfgenError(
             f"{origin}: line {error.lineno} is not valid Python ({error.msg})"

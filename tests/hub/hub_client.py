@@ -7,10 +7,22 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
+import torch
 
+MAIN = """
+import contextlib, io, os
+from hfgen.cli import main
+os.environ["HF_TOKEN"] = "hf_user"
+said = io.StringIO()
+with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+    code = main(words)
+del os.environ["HF_TOKEN"]
+result = [code, said.getvalue()]
+"""
 QUICK = "from hfgen.hub.client import Retry\nretry = Retry(attempts=4, first_wait=0.01)\n"
 
 
@@ -74,3 +86,20 @@ def client_environment(url: str, home: Path) -> dict[str, str]:
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "OMP_NUM_THREADS": "1",
     }
+
+
+def wait_for(condition, seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it never happened"
+        time.sleep(0.02)
+
+
+def same(a, b) -> bool:
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return type(a) is type(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
+    return a == b and type(a) is type(b)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_client import same
 
 from hfgen.errors import HfgenError
 from hfgen.hub.background import BackgroundPusher, RunPusher, Snapshot
@@ -94,6 +95,16 @@ def test_another_refusal_is_told_and_not_repeated(tmp_path):
     assert sender.sent == ["refused"] and "token is refused" in said[0]
 
 
+def test_an_error_that_nobody_foresaw_is_told_and_waits_for_no_one(tmp_path):
+    sender = Sender(KeyError("x"))
+    background, said = pusher(sender)
+    background.submit(snapshot(tmp_path, "odd"))
+    assert background.wait(10)
+    assert "KeyError('x')" in said[0]
+    background.submit(snapshot(tmp_path, "next"))
+    assert background.wait(10) and background.done == ["next"]
+
+
 def test_a_newer_snapshot_replaces_one_that_failed(tmp_path):
     sender = Sender(UNAVAILABLE)
     background, _ = pusher(sender)
@@ -172,16 +183,6 @@ def test_optimizer_states_travel_without_a_pickle(tmp_path):
     read = torch.load(tmp_path / "optimizers.pt", weights_only=True)
     assert same(read, states)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["optimizers.pt"]
-
-
-def same(a, b) -> bool:
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
-    if isinstance(a, list | tuple):
-        return type(a) is type(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    return a == b and type(a) is type(b)
 
 
 def test_newest_checkpoint_by_number(tmp_path):

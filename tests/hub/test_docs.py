@@ -9,20 +9,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+from hub_client import MAIN
 
 DOCS = Path(__file__).parents[2] / "docs"
 SMALL = ["--training.max_steps", "2", "--training.total_batch_size", "8"]
 QUICK_RUN = [*SMALL, "--data.max_images", "16", "--logging.num_sample_images", "4"]
-MAIN = """
-import contextlib, io, os
-from hfgen.cli import main
-os.environ["HF_TOKEN"] = "hf_user"
-said = io.StringIO()
-with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
-    code = main(words)
-del os.environ["HF_TOKEN"]
-result = [code, said.getvalue()]
-"""
 
 
 def blocks(page: str, language: str) -> list[str]:

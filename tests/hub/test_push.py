@@ -9,11 +9,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
-from hub_client import QUICK, client_environment
+from hub_client import QUICK, client_environment, wait_for
 
 PUSH = (
     QUICK
@@ -196,13 +195,6 @@ def test_killed_in_the_middle_and_pushed_again(hub, client, run_folder, tmp_path
     push(client, run_folder, "user/killed")
     assert hub.count("PUT /lfs/user/killed") == 1
     assert hub.history("user/killed") == ["Push tiny-ddpm", "initial"]
-
-
-def wait_for(condition, seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "it never happened"
-        time.sleep(0.02)
 
 
 # ---------------------------------------------------------------------------------------- bad input

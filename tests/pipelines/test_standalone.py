@@ -6,6 +6,8 @@ import importlib
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -240,3 +242,11 @@ def test_the_export_is_the_same_in_every_process():
         check=True,
     )
     assert run.stdout == ours
+
+
+def test_threads_parse_one_after_the_other():
+    """Two threads inside ``ast.parse`` break it in Python 3.11: a push exports beside a save."""
+    source = Path(sys.modules[standalone.__module__].__file__).read_text()
+    with ThreadPoolExecutor(4) as pool:
+        meanings = list(pool.map(meaning, [source] * 24))
+    assert set(meanings) == {meanings[0]}
