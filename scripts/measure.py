@@ -4,8 +4,8 @@ of.
     python scripts/measure.py mnist-vae mnist-dcgan        # after `hfgen train` of each
 
 For each run: ``docs/results/NAME.json`` (scores with error bars and protocol, baselines, recipe
-hash, commit, images seen, seconds, hardware) and ``docs/images/NAME.png``. Nothing in those files
-is typed by hand.
+hash, commit, images seen, seconds, hardware) and ``docs/images/NAME.png``, and in the run's own
+folder what `hfgen compare` reads. Nothing in those files is typed by hand.
 """
 
 from __future__ import annotations
@@ -23,10 +23,17 @@ from hfgen.data import load_source
 from hfgen.environment import commit
 from hfgen.evaluation import evaluate
 from hfgen.evaluation.baselines import PixelGaussian, RepeatedImages
-from hfgen.evaluation.likelihood import has_likelihood, log_likelihood
+from hfgen.evaluation.likelihood import log_likelihood
+from hfgen.evaluation.model_metrics import MODEL_METRICS, ModelEvidence
 from hfgen.hub.load import load
 from hfgen.latents import training_source
-from hfgen.samples import accepted, save_samples
+from hfgen.samples import (
+    draws_images,
+    sample_call,
+    sample_prompts,
+    save_samples,
+    takes_prompt,
+)
 
 DOCS = Path(__file__).parents[1] / "docs"
 NUM_IMAGES = 1000
@@ -55,8 +62,8 @@ def measure(run: Path, name: str) -> None:
     train = load_source(recipe.data, split="train")
     validation = load_source(recipe.data, split="validation")
     steps = recipe.logging.num_inference_steps
-    call = accepted(pipeline_class(recipe.pipeline), num_inference_steps=steps)
-    quick = {name: min(steps, UNTRAINED_STEPS) for name in call}
+    call = sample_call(pipeline_class(recipe.pipeline), recipe)
+    quick = {k: min(steps, UNTRAINED_STEPS) if k == "num_inference_steps" else v for k, v in call.items()}
     settings: dict[str, Any] = {"data": train, "num_images": NUM_IMAGES, "progress": False}
     if len(train) > REFERENCE_IMAGES:
         settings["reference_images"] = REFERENCE_IMAGES
@@ -64,13 +71,15 @@ def measure(run: Path, name: str) -> None:
     results = evaluate(
         pipeline,
         heldout=validation,
-        metrics=(*METRICS, *autoencoder_metrics(pipeline)),
+        metrics=(*METRICS, *autoencoder_metrics(pipeline, validation)),
+        output=run / "evaluation",
         call=call,
         ema=bool(recipe.ema.half_lives),
         **settings,
     )
     torch.manual_seed(recipe.training.seed)
-    untrained = build_pipeline(recipe, build_components(recipe, training_source(recipe).spec))
+    source = training_source(recipe)
+    untrained = build_pipeline(recipe, build_components(recipe, source.spec, source.parts))
     written = {
         "recipe": name,
         "recipe_hash": recipes.digest(recipe),
@@ -110,15 +119,20 @@ def as_published(recipe: Any, pipeline: Any, validation: Any) -> dict[str, Any]:
     return {"paper": {"bound": f"{recipe.paper.bound}-{samples}", **measured}}
 
 
-def autoencoder_metrics(pipeline: Any) -> tuple[str, ...]:
-    """Likelihood where there is a density; reconstructions; their features where latents are maps
-    (a tokenizer for other models).
+def autoencoder_metrics(pipeline: Any, validation: Any) -> tuple[str, ...]:
+    """What an autoencoder and its data allow: likelihood, reconstruction, latents; features of
+    reconstructions where latents are maps (a tokenizer for other models).
     """
     if type(pipeline).__name__ != "VAEPipeline":
         return ()
-    density = ("likelihood",) if has_likelihood(pipeline) else ()
-    maps = ("rfd",) if len(pipeline.latent_shape) > 1 else ()
-    return (*density, "reconstruction", *maps)
+    maps = len(pipeline.latent_shape) > 1
+    return (*allowed(pipeline, validation), *(("rfd",) if maps else ()))
+
+
+def allowed(pipeline: Any, validation: Any) -> list[str]:
+    """Metrics of the model that a pipeline and its held-out images have what it takes for."""
+    evidence = ModelEvidence(pipeline, validation, {})
+    return [name for name, metric in MODEL_METRICS.items() if metric.applies(evidence)]
 
 
 def trained(run: Path) -> dict[str, Any]:

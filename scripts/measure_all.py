@@ -12,14 +12,13 @@ import argparse
 import json
 from pathlib import Path
 
-from measure import DOCS, scores
+from measure import DOCS, allowed, scores
 
 from hfgen import recipe as recipes
 from hfgen.build import pipeline_class
 from hfgen.data import load_source
 from hfgen.environment import commit
 from hfgen.evaluation import evaluate
-from hfgen.evaluation.model_metrics import MODEL_METRICS, ModelEvidence
 from hfgen.evaluation.table import METRICS
 from hfgen.hub.load import load
 from hfgen.samples import accepted
@@ -79,8 +78,7 @@ def applicable(pipeline, validation) -> list[str]:
         for name, metric in METRICS.items()
         if metric.backbone is None and (vae or not metric.reconstructions)
     ]
-    evidence = ModelEvidence(pipeline, validation, {})
-    return samples + [n for n, metric in MODEL_METRICS.items() if metric.applies(evidence)]
+    return samples + allowed(pipeline, validation)
 
 
 if __name__ == "__main__":

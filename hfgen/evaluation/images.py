@@ -277,7 +277,8 @@ def _condition(pipeline: Any, parameters: Any) -> str | None:
     for name in ("class_labels", "prompt"):
         if name in parameters:
             required = parameters[name].default is inspect.Parameter.empty
-            if required or name == "prompt" or getattr(pipeline, "num_classes", None):
+            texts = name == "prompt" and pipeline.components.get("tokenizer") is not None
+            if required or texts or getattr(pipeline, "num_classes", None):
                 return name
     return None
 

@@ -262,6 +262,7 @@ class _Session:
             self._heldout(),
             self.settings.weights,
             self.settings.evaluations,
+            self.settings.call,
         )
 
     def _heldout_images(self) -> SourceImages:

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,17 @@ from hfgen.evaluation.metrics import (
     ssim,
 )
 from hfgen.evaluation.results import Score
+from hfgen.evaluation.text_metrics import (
+    clip_retrieval,
+    clip_score,
+    code_likelihood,
+    has_clip,
+    has_codes,
+    has_pairs,
+    r_precision,
+    retrieval,
+    text_scores,
+)
 
 BATCH = 64
 MAX_IMAGES = 2000
@@ -55,12 +66,14 @@ class ModelEvidence:
         weights: local files by name.
         evaluations: of a network that a likelihood bound may cost: one that calls it often scores
             fewer images, down to 16.
+        call: arguments of the pipeline's call, where images are drawn.
     """
 
     pipeline: Any
     source: Source
     weights: Mapping[str, str | Path]
     evaluations: int = 64_000
+    call: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -95,7 +108,8 @@ def likelihood(evidence: ModelEvidence) -> list[Score]:
         k = SAMPLES.get(name, 1)
         affordable = evidence.evaluations // BOUNDS[name].nfe(pipeline, k)
         count = min(MAX_IMAGES, len(source), max(MIN_IMAGES, affordable))
-        result = log_likelihood(pipeline, source, bound=name, k=k, max_images=count)
+        images = torch.cat([source.batch(rows)["images"] for rows in _rows(source, count)])
+        result = log_likelihood(pipeline, images, bound=name, k=k)
         settings = f"{name}, K={k}, NFE={result.nfe}, {result.pixels}, {_where(source, count)}"
         nats = (result.nats, result.standard_error)
         scores.append(_score(f"{name}_nats", *nats, better="higher", settings=settings))
@@ -146,7 +160,7 @@ def disentanglement(evidence: ModelEvidence) -> list[Score]:
     """MIG, DCI, SAP and FactorVAE score of posterior means, for data with known factors."""
     source = _with_factors(evidence.source)
     z, _ = _encode(evidence, FACTOR_IMAGES)
-    factors = source.factors[: len(z)].numpy()
+    factors = source.factors[np.concatenate(_rows(source, FACTOR_IMAGES))].numpy()
     settings = f"posterior means of {len(z)} images of {source.spec.name}/{source.spec.split}"
     found = {
         "mig": mig(z, factors),
@@ -223,6 +237,19 @@ MODEL_METRICS: dict[str, ModelMetric] = {
         },
     ),
     "lpips": ModelMetric(lpips, _has_lpips, {"lpips": LPIPS}),
+    "text": ModelMetric(
+        text_scores, has_clip, {"clip_score": clip_score, "r_precision": r_precision}
+    ),
+    "retrieval": ModelMetric(
+        clip_retrieval,
+        has_pairs,
+        {"text_to_image_top1": retrieval, "image_to_text_top1": retrieval},
+    ),
+    "codes": ModelMetric(
+        code_likelihood,
+        has_codes,
+        {"code_bits_per_dim": code_likelihood, "bits_per_code": code_likelihood},
+    ),
 }
 
 
@@ -239,9 +266,12 @@ def _encode(evidence: ModelEvidence, limit: int) -> tuple[np.ndarray, np.ndarray
     return torch.cat(latents).numpy(), torch.cat(labels).numpy()
 
 
-def _rows(source: Source, limit: int) -> list[range]:
-    count = min(limit, len(source))
-    return [range(i, min(i + BATCH, count)) for i in range(0, count, BATCH)]
+def _rows(source: Source, limit: int) -> list[np.ndarray]:
+    """Batches of rows: all, or ``limit`` drawn with seed 0, since a set may be sorted by class."""
+    total = len(source)
+    drawn = np.random.default_rng(0).permutation(total)[:limit] if limit < total else range(total)
+    rows = np.sort(np.asarray(drawn))
+    return [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
 
 
 def _where(source: Source, limit: int) -> str:
