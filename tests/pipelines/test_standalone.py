@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import pytest
 
 from hfgen import recipe
 from hfgen.pipelines._self_contained import export_name
-from hfgen.pipelines._standalone import meaning, standalone
+from hfgen.pipelines._standalone import meaning, parse, standalone
 
 HELPED_F = "def helper(): pass\ndef f(): helper()\n"
 HELPED_G = "def helper(): pass\ndef g(): helper()\n"
@@ -244,9 +245,32 @@ def test_the_export_is_the_same_in_every_process():
     assert run.stdout == ours
 
 
+class Garbage:
+    """A cycle whose end runs Python, where another thread may take over."""
+
+    def __init__(self):
+        self.cycle = self
+
+    def __del__(self):
+        sum(range(100))
+
+
 def test_threads_parse_one_after_the_other():
-    """Two threads inside ``ast.parse`` break it in Python 3.11: a push exports beside a save."""
+    """Two threads inside ``ast.parse`` break it in Python 3.11; a push exports beside a save."""
     source = Path(sys.modules[standalone.__module__].__file__).read_text()
-    with ThreadPoolExecutor(4) as pool:
-        meanings = list(pool.map(meaning, [source] * 24))
-    assert set(meanings) == {meanings[0]}
+
+    def work() -> None:
+        for _ in range(10):
+            _ = [Garbage() for _ in range(20)]
+            parse(source)
+
+    interval, threshold = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-6)
+    gc.set_threshold(50)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            for done in [pool.submit(work) for _ in range(8)]:
+                done.result()
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*threshold)
