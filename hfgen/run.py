@@ -113,8 +113,8 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
     from hfgen.hub.background import RunPusher
     from hfgen.latents import training_source
     from hfgen.samples import (
-        accepted,
         draws_images,
+        sample_call,
         sample_prompts,
         save_samples,
         takes_prompt,
@@ -152,7 +152,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
         pipe = pipeline(models)
         if not draws_images(pipe):
             return
-        steps = accepted(pipe, num_inference_steps=recipe.logging.num_inference_steps)
+        steps = sample_call(pipe, recipe)
         if takes_prompt(pipe):
             steps["prompt"] = sample_prompts(recipe, source)
         save_samples(pipe, target, recipe.logging.num_sample_images, seed=config.seed, **steps)

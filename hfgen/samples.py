@@ -78,6 +78,12 @@ def sample_prompts(recipe: Any, source: Any) -> list[str]:
     return source.captions(range(0, min(8 * step, len(source)), step))
 
 
+def sample_call(pipeline: Any, recipe: Any) -> dict[str, Any]:
+    """Arguments of the pipeline's call that its recipe names."""
+    steps = accepted(pipeline, num_inference_steps=recipe.logging.num_inference_steps)
+    return {**steps, **recipe.logging.sample_call}
+
+
 def accepted(pipeline: Any, **options: Any) -> dict[str, Any]:
     """Those of ``options`` that the pipeline's call has a parameter for."""
     parameters = inspect.signature(pipeline.__call__).parameters

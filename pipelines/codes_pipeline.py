@@ -22,7 +22,7 @@ from ._common import (
     to_tensor,
 )
 from ._self_contained import SelfContainedMixin
-from ._text import check_belongs, check_prompts, tokenize
+from ._text import check_belongs, check_prompts, repeat_prompts, tokenize
 
 Ranker = Callable[[list, list[str]], Tensor]
 """PIL images and their prompts -> one score each, higher is better; a CLIPScorePipeline is one."""
@@ -81,6 +81,7 @@ class CodesPipeline(SelfContainedMixin, DiffusionPipeline):
         ranker: Ranker | None = None,
         num_candidates: int = 1,
         generator: Generators = None,
+        latents: Tensor | None = None,
         use_cache: bool = True,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -88,11 +89,11 @@ class CodesPipeline(SelfContainedMixin, DiffusionPipeline):
         """Draw images.
 
         Args:
-            prompt: one text or several, for a model with text.
+            prompt: one text for all images, or a list of them, for a model with text.
             negative_prompt: guide away from these texts instead of the empty one.
             class_labels: one label, or one per image, for a model with classes.
-            batch_size: number of images, where there is no prompt.
-            num_images_per_prompt: images of each prompt, one after the other.
+            batch_size: number of images, where there is no list of prompts.
+            num_images_per_prompt: images of each prompt in a list, one after the other.
             guidance_scale: s in ``other + s (conditional - other)``, on ln p of each code; 1 is
                 off.
             temperature: divides ln p; 0 takes the likeliest code each time.
@@ -102,6 +103,7 @@ class CodesPipeline(SelfContainedMixin, DiffusionPipeline):
             keep: share of the rows of codes that is kept of ``image``.
             ranker: score ``num_candidates`` images for each one asked for, return the best.
             generator: one for the batch, or one per image.
+            latents: codes, int64 [B, height, width, levels], to decode instead of drawing any.
             use_cache: keep keys and values of the codes before; off gives the same, slower.
             output_type: "pil", "np" [B, H, W, C] or "pt" [B, C, H, W] in [0, 1], or "latent":
                 the codes, int64 [B, height, width, levels].
@@ -111,7 +113,9 @@ class CodesPipeline(SelfContainedMixin, DiffusionPipeline):
         """
         check_output_type(output_type)
         _check_sampling(guidance_scale, temperature, top_k, top_p)
-        prompts = self._prompts(prompt, num_images_per_prompt)
+        if latents is not None:
+            return self._finish(latents, output_type, return_dict)
+        prompts = self._prompts(prompt, batch_size, num_images_per_prompt)
         rows = batch_size if prompts is None else len(prompts)
         check_batch(rows, generator)
         condition = self._condition(prompts, class_labels, rows)
@@ -129,11 +133,7 @@ class CodesPipeline(SelfContainedMixin, DiffusionPipeline):
             for part in noise.split(self.transformer.length, dim=1)
         ]
         found = drawn[0] if ranker is None else self._best(drawn, ranker, prompts)
-        images: Any = self._map(found)
-        if output_type != "latent":
-            images = to_output(self._decode(found), output_type)
-        self.maybe_free_model_hooks()
-        return ImagePipelineOutput(images=images) if return_dict else (images,)
+        return self._finish(self._map(found), output_type, return_dict)
 
     @torch.no_grad()
     def encode_image(self, image: Any) -> Tensor:
@@ -158,7 +158,7 @@ class CodesPipeline(SelfContainedMixin, DiffusionPipeline):
         Args:
             codes: int64 [B, height, width, levels], as ``encode_image`` gives them.
         """
-        prompts = self._prompts(prompt, 1)
+        prompts = self._prompts(prompt, len(codes), 1)
         condition = self._condition(prompts, class_labels, len(codes))
         return self.transformer.log_prob(codes.flatten(1), condition)
 
@@ -170,14 +170,12 @@ class CodesPipeline(SelfContainedMixin, DiffusionPipeline):
         nats = self.log_prob(self.encode_image(image), **condition)
         return -nats / (math.log(2) * math.prod(self.image_shape))
 
-    def _prompts(self, prompt: Any, each: int) -> list[str] | None:
+    def _prompts(self, prompt: Any, rows: int, each: int) -> list[str] | None:
         if not self.transformer.has_text:
             if prompt is not None:
                 raise ValueError("prompt: given, but the model has no text")
             return None
-        if each < 1:
-            raise ValueError(f"num_images_per_prompt={each}: must be at least 1")
-        return [text for text in check_prompts(prompt) for _ in range(each)]
+        return repeat_prompts(prompt, rows, each)
 
     def _condition(self, prompts: list[str] | None, class_labels: Any, rows: int) -> Tensor | None:
         device = self._execution_device
@@ -243,6 +241,22 @@ class CodesPipeline(SelfContainedMixin, DiffusionPipeline):
     def _map(self, codes: Tensor) -> Tensor:
         size = self.transformer.config["code_size"]
         return codes.view(len(codes), size, size, -1)
+
+    def _finish(
+        self, codes: Tensor, output_type: str, return_dict: bool
+    ) -> ImagePipelineOutput | tuple[Any]:
+        config = self.transformer.config
+        shape = (config["code_size"], config["code_size"], config["num_quantizers"])
+        if codes.is_floating_point() or tuple(codes.shape[1:]) != shape:
+            raise ValueError(
+                f"latents: {codes.dtype} {list(codes.shape)}; must be codes, int64 [B, "
+                f"{', '.join(map(str, shape))}]"
+            )
+        images: Any = codes
+        if output_type != "latent":
+            images = to_output(self._decode(codes.to(self._execution_device)), output_type)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
 
     def _decode(self, codes: Tensor) -> Tensor:
         """Images [B, C, H, W] in [-1, 1]."""

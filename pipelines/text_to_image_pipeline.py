@@ -20,7 +20,14 @@ from ._common import (
     to_output,
 )
 from ._self_contained import SelfContainedMixin
-from ._text import check_belongs, check_prompts, embed_tokens, tokenize, uses_mask
+from ._text import (
+    check_belongs,
+    check_prompts,
+    embed_tokens,
+    repeat_prompts,
+    tokenize,
+    uses_mask,
+)
 
 
 class TextToImagePipeline(SelfContainedMixin, DiffusionPipeline):
@@ -74,6 +81,7 @@ class TextToImagePipeline(SelfContainedMixin, DiffusionPipeline):
         self,
         prompt: str | list[str],
         negative_prompt: str | list[str] | None = None,
+        batch_size: int = 1,
         num_images_per_prompt: int = 1,
         guidance_scale: float = 4.0,
         num_inference_steps: int = 50,
@@ -85,9 +93,10 @@ class TextToImagePipeline(SelfContainedMixin, DiffusionPipeline):
         """Draw images.
 
         Args:
-            prompt: one text or several.
+            prompt: one text for all images, or a list of them.
             negative_prompt: guide away from these texts instead of the empty one.
-            num_images_per_prompt: images of each prompt, one after the other.
+            batch_size: number of images, where ``prompt`` is no list.
+            num_images_per_prompt: images of each prompt in a list, one after the other.
             guidance_scale: w in ``other + w (conditional - other)`` (Ho & Salimans 2022); 1 is
                 off.
             num_inference_steps: steps of the scheduler.
@@ -101,12 +110,9 @@ class TextToImagePipeline(SelfContainedMixin, DiffusionPipeline):
         check_output_type(output_type)
         if guidance_scale < 0:
             raise ValueError(f"guidance_scale={guidance_scale}: must not be negative")
-        if num_inference_steps < 1 or num_images_per_prompt < 1:
-            raise ValueError(
-                f"num_inference_steps={num_inference_steps}, num_images_per_prompt="
-                f"{num_images_per_prompt}: must be at least 1"
-            )
-        prompts = [text for text in check_prompts(prompt) for _ in range(num_images_per_prompt)]
+        if num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps={num_inference_steps}: must be at least 1")
+        prompts = repeat_prompts(prompt, batch_size, num_images_per_prompt)
         check_batch(len(prompts), generator)
         conditions = [self.encode_prompt(prompts)]
         if guidance_scale != 1.0:

@@ -39,6 +39,8 @@ DOCS = Path(__file__).parents[1] / "docs"
 NUM_IMAGES = 1000
 REFERENCE_IMAGES = 10_000  # of larger training sets
 PAPER_SAMPLES = 500
+CLIP = "runs/emoji-clip"
+"""Dual encoder of CLIP scores, where it is there."""
 UNTRAINED_STEPS = 10  # noise needs no more
 METRICS = ("fd", "kd", "precision_recall", "density_coverage", "vendi")
 
@@ -63,15 +65,18 @@ def measure(run: Path, name: str) -> None:
     validation = load_source(recipe.data, split="validation")
     steps = recipe.logging.num_inference_steps
     call = sample_call(pipeline_class(recipe.pipeline), recipe)
-    quick = {k: min(steps, UNTRAINED_STEPS) if k == "num_inference_steps" else v for k, v in call.items()}
+    quick = {**call, **{k: min(steps, UNTRAINED_STEPS) for k in call if k == "num_inference_steps"}}
     settings: dict[str, Any] = {"data": train, "num_images": NUM_IMAGES, "progress": False}
     if len(train) > REFERENCE_IMAGES:
         settings["reference_images"] = REFERENCE_IMAGES
     pipeline = load(run)
+    drawing = METRICS if draws_images(pipeline) else ()
+    settings["weights"] = {"clip": CLIP} if takes_prompt(pipeline) and Path(CLIP).is_dir() else {}
+    text = text_metrics(pipeline, validation, settings["weights"])
     results = evaluate(
         pipeline,
         heldout=validation,
-        metrics=(*METRICS, *autoencoder_metrics(pipeline, validation)),
+        metrics=(*drawing, *text, *autoencoder_metrics(pipeline, validation)),
         output=run / "evaluation",
         call=call,
         ema=bool(recipe.ema.half_lives),
@@ -91,15 +96,28 @@ def measure(run: Path, name: str) -> None:
         **as_published(recipe, pipeline, validation),
         "baselines": {
             "untrained network": scores(
-                evaluate(untrained, metrics=METRICS, call=quick, **settings)
+                evaluate(
+                    untrained, heldout=validation, metrics=drawing or text, call=quick, **settings
+                )
             ),
-            **data_baselines(recipe, train, settings),
+            **(data_baselines(recipe, train, settings) if drawing else {}),
         },
     }
     (DOCS / "results").mkdir(parents=True, exist_ok=True)
     (DOCS / "results" / f"{name}.json").write_text(json.dumps(written, indent=1) + "\n")
-    save_samples(pipeline, DOCS / "images" / f"{name}.png", 64, seed=0, **call)
+    if drawing:
+        prompts = {"prompt": sample_prompts(recipe, train)} if takes_prompt(pipeline) else {}
+        save_samples(pipeline, DOCS / "images" / f"{name}.png", 64, seed=0, **prompts, **call)
     print(f"{name}: " + "  ".join(f"{s['name']} {s['value']:.4g}" for s in written["scores"]))
+
+
+def text_metrics(pipeline: Any, validation: Any, weights: dict[str, str]) -> tuple[str, ...]:
+    """What a pipeline of texts and its captions allow: scores by a dual encoder, retrieval, the
+    likelihood of codes.
+    """
+    evidence = ModelEvidence(pipeline, validation, weights)
+    names = ("text", "retrieval", "codes") if pipeline.components.get("tokenizer") else ("codes",)
+    return tuple(name for name in names if MODEL_METRICS[name].applies(evidence))
 
 
 def as_published(recipe: Any, pipeline: Any, validation: Any) -> dict[str, Any]:

@@ -94,6 +94,7 @@ ROOMS: dict[str, set[str]] = {
         "hfgen.perceptual",
         "hfgen.data",
         "hfgen.hub.load",
+        "hfgen.hub.load_text",
         "hfgen.evaluation",
     },
     "hfgen/hub/templates": {"torch", "diffusers", "gradio", "PIL", "numpy"},

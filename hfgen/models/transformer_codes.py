@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 from transformers import DynamicCache, GPT2Config, GPT2Model
 
@@ -26,8 +27,6 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         num_class_embeds: number of classes; None for a model without classes.
         hidden_size, num_layers, num_heads, dropout: of the transformer.
     """
-
-    _supports_gradient_checkpointing = True
 
     @register_to_config
     def __init__(
@@ -111,11 +110,13 @@ class CodeTransformer(ModelMixin, ConfigMixin):
         out = self.gpt2(inputs_embeds=h, use_cache=False).last_hidden_state
         return self.head(out[:, self.prefix_length - 1 :])
 
+    @apply_forward_hook
     def start(self, batch_size: int, condition: Tensor | None) -> tuple[Tensor, DynamicCache]:
         """Logits [B, num_embeddings] of the first code, and the keys and values so far."""
         cache = DynamicCache(config=self.gpt2.config)
         return self._step(self.prefix(batch_size, condition), cache), cache
 
+    @apply_forward_hook
     def step(self, codes: Tensor, cache: DynamicCache) -> Tensor:
         """Logits [B, num_embeddings] of the code after ``codes`` [B, n], which the cache takes in."""
         return self._step(self.gpt2.wte(codes), cache)

@@ -152,6 +152,8 @@ class LoggingConfig:
         num_sample_images: images in a sample grid.
         sample_prompts: texts that a text-conditional model draws for the grid, a row each; by
             default captions of the data.
+        sample_call: further arguments of the pipeline's call for the grid and the measurements,
+            e.g. ``{guidance_scale: 3.0}``.
         num_inference_steps: steps of a diffusion sampler for these grids; an export samples with
             its own number.
     """
@@ -161,6 +163,7 @@ class LoggingConfig:
     logging_steps: int = 50
     num_sample_images: int = 64
     sample_prompts: tuple[str, ...] = ()
+    sample_call: dict[str, Any] = field(default_factory=dict)
     num_inference_steps: int = 50
 
     def __post_init__(self) -> None:

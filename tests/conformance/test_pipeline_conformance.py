@@ -182,7 +182,7 @@ def test_the_progress_bar_can_be_switched_off(case, capfd):
 )
 def test_bad_input_is_refused_in_one_line(case, wrong, said):
     options, pipeline = case
-    with pytest.raises(ValueError, match=said) as caught:
+    with pytest.raises((ValueError, TypeError), match=said) as caught:
         pipeline(**{**options, **wrong})
     assert "\n" not in str(caught.value)
 

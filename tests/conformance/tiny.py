@@ -12,6 +12,7 @@ from torch import Tensor
 
 from hfgen.config import resolve
 from hfgen.recipe import MODELS, PIPELINES
+from tests.text import tiny as text
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +133,13 @@ TINY_BACKBONE = {
 }
 FSQ = {"type": "fsq", "levels": [3, 3]}
 SMALL = {"sample_size": 8, "channels": 8}
+CODES = {
+    "num_embeddings": 5,
+    "code_size": 2,
+    "hidden_size": 8,
+    "num_layers": 1,
+    "num_heads": 2,
+}
 R3GAN = {"sample_size": 8, "channels": 16, "num_layers": 1, "group_width": 8}
 TINY_MODELS: dict[str, list[TinyModel]] = {
     "MLPVAE": [
@@ -204,6 +212,20 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
     "LatentDiscriminator": [
         TinyModel(options={"latent_shape": [2, 2], "hidden_size": 8}, inputs=noise(2, 2)),
     ],
+    "PoincarePrior": [
+        TinyModel(
+            options={"latent_dim": 4},
+            inputs=lambda rows: (normal(rows, 4) / 8,),
+            method="log_prob",
+            has_weights=False,
+        ),
+    ],
+    "LeapfrogFlow": [
+        TinyModel(
+            options={"latent_dim": 4, "num_steps": 2},
+            inputs=lambda rows: (normal(rows, 4), 2 * normal(rows, 4), lambda z: z),
+        ),
+    ],
     "PatchDiscriminator": [
         TinyModel(
             options={"in_channels": 1, "channels": 4, "num_layers": 1}, inputs=noise(1, 16, 16)
@@ -272,6 +294,42 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
             inputs=labelled(3, 8, 8),
         ),
     ],
+    "BigGANGenerator": [
+        TinyModel(
+            options={
+                **SMALL,
+                "out_channels": 3,
+                "latent_dim": 5,
+                "class_dim": 4,
+                "attention_size": 8,
+                "num_class_embeds": 3,
+            },
+            inputs=labelled(5),
+        ),
+    ],
+    "BigGANDeepGenerator": [
+        TinyModel(
+            options={
+                **SMALL,
+                "out_channels": 1,
+                "latent_dim": 4,
+                "class_dim": 4,
+                "attention_size": 8,
+                "num_class_embeds": 3,
+            },
+            inputs=labelled(4),
+        ),
+    ],
+    "BigGANDiscriminator": [
+        TinyModel(
+            options={**SMALL, "in_channels": 3, "attention_size": 4, "num_class_embeds": 3},
+            inputs=labelled(3, 8, 8),
+        ),
+        TinyModel(
+            options={"sample_size": 16, "in_channels": 1, "channels": [8, 4], "deep": True},
+            inputs=noise(1, 16, 16),
+        ),
+    ],
     "LightweightGenerator": [
         TinyModel(
             options={**SMALL, "sample_size": 16, "out_channels": 1, "latent_dim": 4},
@@ -313,6 +371,20 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
             inputs=labelled(1, 8, 8),
             couples_rows=True,
         ),
+    ],
+    "CodeTransformer": [
+        TinyModel(
+            options={**CODES, **condition},
+            inputs=lambda rows, given=given: (torch.arange(rows * 3).view(-1, 3) % 5, *given(rows)),
+        )
+        for condition, given in (
+            ({}, lambda rows: ()),
+            ({"num_class_embeds": 3}, lambda rows: (torch.arange(rows) % 3,)),
+            (
+                {"text_vocab_size": 7, "text_length": 2},
+                lambda rows: (torch.arange(rows * 2).view(rows, 2) % 7,),
+            ),
+        )
     ],
     "PixelTransformer": [
         TinyModel(
@@ -356,6 +428,10 @@ def tiny_autoencoder() -> AutoencoderKL:
         sample_size=8,
     )
     return vae.eval()
+
+
+def text_parts(kind: str) -> dict[str, Any]:
+    return text.codes_pipeline(kind).components
 
 
 def tiny(name: str, index: int = 0) -> Any:
@@ -413,6 +489,22 @@ TINY_PIPELINES: dict[str, list[TinyPipeline]] = {
             options={"num_inference_steps": 2},
         ),
     ],
+    "CodesPipeline": [
+        TinyPipeline(parts=lambda: text_parts("nothing")),
+        TinyPipeline(parts=lambda: text_parts("class"), options={"class_labels": 1}),
+    ],
+    "TextToImagePipeline": [
+        TinyPipeline(
+            parts=lambda: {
+                "tokenizer": text.words(),
+                "text_encoder": text.bert(text.words()),
+                "unet": text.unet(16, channels=1),
+                "scheduler": text.scheduler(),
+            },
+            options={"num_inference_steps": 2, "prompt": "red heart"},
+        ),
+    ],
+    "CLIPScorePipeline": [],  # it draws no images: tests/text
 }
 
 

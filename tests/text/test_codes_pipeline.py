@@ -62,7 +62,7 @@ def test_likelihood_is_the_product_of_the_sampling_probabilities(kind):
     pipeline = tiny.codes_pipeline(kind)
     given = KINDS[kind]
     condition = pipeline._condition(
-        pipeline._prompts(given.get("prompt"), 1), given.get("class_labels"), 2
+        pipeline._prompts(given.get("prompt"), 2, 1), given.get("class_labels"), 2
     )
     uniform = uniform_draws(2, pipeline.transformer.length, generators())
     empty = torch.zeros(2, 0, dtype=torch.long)
