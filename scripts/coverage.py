@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from coverage_hub import hub_lines
+
 from hfgen import recipe as recipes
 from hfgen.evaluation.likelihood import BOUNDS
 from hfgen.evaluation.model_metrics import MODEL_METRICS
@@ -164,7 +166,7 @@ def coverage(results: Mapping[str, Any]) -> str:
             *header("name", "recipe", "test", "picture", "measured"),
         ]
         blocks += [row.line() for row in mine] + [""]
-    return "\n".join(blocks)
+    return "\n".join([*blocks, *hub_lines()])
 
 
 def all_rows(results: Mapping[str, Any]) -> Iterator[Row]:
