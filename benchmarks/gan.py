@@ -7,8 +7,9 @@ widths by our objective, and R3GAN beside a plain PyTorch loop of the same netwo
 of all sides are interleaved; medians of CPU time of all threads. Sampling is the generator alone,
 in evaluation, 64 images at a time.
 
-Import shims: both peers import torchvision (torch-mimicry TensorFlow and skimage as well),
-which have no part in a training step; empty stand-ins take their place. Both are installed with
+Import shims: both peers import torchvision, torch-mimicry TensorFlow, skimage and torch._six (which
+torch no longer has) as well; none has a part in a training step, and empty stand-ins take their
+place. Both are installed with
 ``pip install --no-deps torch-mimicry torchgan``.
 """
 
@@ -37,7 +38,7 @@ from hfgen.objectives.gan import GAN
 from hfgen.rng import Rng
 
 BATCH, WIDTH = 64, 64
-SHIMS = ("torchvision", "tensorflow", "skimage", "torch.utils.tensorboard")
+SHIMS = ("torchvision", "tensorflow", "skimage", "torch.utils.tensorboard", "torch._six")
 Step = Callable[[Tensor], None]
 Side = tuple[Step, nn.Module, int]
 """A training step, the generator and the size of its latents."""

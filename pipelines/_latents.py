@@ -25,6 +25,10 @@ class LatentsMixin(_PipelineBase):
         """Shape of one latent."""
         raise NotImplementedError
 
+    def _check_latents(self, latents: Tensor, batch_size: int | None = None) -> None:
+        """ValueError where ``latents`` are none that the pipeline decodes."""
+        check_latents(latents, self.latent_shape, batch_size)
+
     def _decode(self, latents: Tensor, labels: Tensor | None) -> Tensor:
         """Latents [B, *latent_shape] -> images [B, C, H, W] in [-1, 1]."""
         raise NotImplementedError
@@ -62,7 +66,7 @@ class LatentsMixin(_PipelineBase):
         Returns:
             B * steps images, path by path.
         """
-        check_latents(a, self.latent_shape)
+        self._check_latents(a)
         return self(latents=interpolate_latents(a, b, steps, mode), **kwargs)
 
     def traverse(

@@ -15,6 +15,7 @@ from hfgen.models.layers.gan import (
     GeneratorOutput,
     check_labels,
     code_latents,
+    embed_labels,
     init_he,
     init_normal,
     normalization,
@@ -91,12 +92,17 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         self.blocks = nn.Sequential(*blocks)
         _initialize(self, norm)
 
+    @property
+    def latent_weight(self) -> Tensor:
+        """The matrix that latents meet first, [outputs, latent_dim]: what SeFa looks at."""
+        return self.project.get_parameter("0.weight")[:, : self.config["latent_dim"]]
+
     def forward(self, z: Tensor, class_labels: Tensor | None = None) -> GeneratorOutput:
         """Images [B, C, H, W] in [-1, 1] from z [B, latent_dim] ~ N(0, 1) and labels [B] int64."""
         check_labels(class_labels, self.config["num_class_embeds"])
         z = code_latents(z, self.config["categorical_codes"])
         if self.class_embedding is not None:
-            z = torch.cat([z, self.class_embedding(class_labels)], dim=1)
+            z = torch.cat([z, embed_labels(self.class_embedding, class_labels)], dim=1)
         return GeneratorOutput(sample=torch.tanh(self.blocks(self.project(z))))
 
 

@@ -19,6 +19,7 @@ from hfgen.models.layers.gan import (
     DiscriminatorOutput,
     GeneratorOutput,
     check_labels,
+    embed_labels,
     init_he,
     normalization,
     required,
@@ -106,11 +107,16 @@ class LightweightGenerator(ModelMixin, ConfigMixin):
         self.to_image = nn.Conv2d(widths[-1], required("out_channels", out_channels), 3, padding=1)
         init_he(self)
 
+    @property
+    def latent_weight(self) -> Tensor:
+        """The matrix that latents meet first, [outputs, latent_dim]: what SeFa looks at."""
+        return self.project.weight[:, : self.config["latent_dim"]]
+
     def forward(self, z: Tensor, class_labels: Tensor | None = None) -> GeneratorOutput:
         """Images [B, C, H, W] in [-1, 1] from z [B, latent_dim] ~ N(0, 1) and labels [B] int64."""
         check_labels(class_labels, self.config["num_class_embeds"])
         if self.class_embedding is not None:
-            z = torch.cat([z, self.class_embedding(class_labels)], dim=1)
+            z = torch.cat([z, embed_labels(self.class_embedding, class_labels)], dim=1)
         x = self.project(z).unflatten(1, (-1, self.base, self.base))
         maps = [F.glu(self.first_norm(x), dim=1)]
         finer = len(self.blocks) + 1 - len(self.gates)

@@ -16,6 +16,7 @@ from hfgen.models.layers.gan import (
     DiscriminatorOutput,
     GeneratorOutput,
     check_labels,
+    embed_labels,
     required,
     stage_widths,
     stages,
@@ -141,13 +142,18 @@ class R3GANGenerator(ModelMixin, ConfigMixin):
         self.to_image = nn.Conv2d(widths[-1], required("out_channels", out_channels), 1, bias=False)
         scaled_normal_(self.to_image.weight)
 
+    @property
+    def latent_weight(self) -> Tensor:
+        """The matrix that latents meet first, [outputs, latent_dim]: what SeFa looks at."""
+        return self.project.weight[:, : self.config["latent_dim"]]
+
     def forward(self, z: Tensor, class_labels: Tensor | None = None) -> GeneratorOutput:
         """Images [B, C, H, W], nominally in [-1, 1], from z [B, latent_dim] ~ N(0, 1) and labels
         [B].
         """
         check_labels(class_labels, self.config["num_class_embeds"])
         if self.class_embedding is not None:
-            z = torch.cat([z, self.class_embedding(class_labels)], dim=1)
+            z = torch.cat([z, embed_labels(self.class_embedding, class_labels)], dim=1)
         x = self.stages[0](self.basis * self.project(z)[:, :, None, None])
         for transition, stage in zip(self.transitions, self.stages[1:], strict=True):
             x = stage(upsample(transition(x)))

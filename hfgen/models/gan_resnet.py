@@ -18,7 +18,9 @@ from hfgen.models.layers.gan import (
     ClassHead,
     DiscriminatorOutput,
     GeneratorOutput,
+    check_attention,
     check_labels,
+    class_weights,
     required,
     stage_widths,
     stages,
@@ -82,11 +84,16 @@ class ResNetGenerator(ModelMixin, ConfigMixin):
         self.to_image = conv(widths[-1], required("out_channels", out_channels), 3, spectral_norm)
         init_xavier(self)
 
+    @property
+    def latent_weight(self) -> Tensor:
+        """The matrix that latents meet first, [outputs, latent_dim]: what SeFa looks at."""
+        return self.project.weight
+
     def forward(self, z: Tensor, class_labels: Tensor | None = None) -> GeneratorOutput:
         """Images [B, C, H, W] in [-1, 1] from z [B, latent_dim] ~ N(0, 1) and labels [B] int64."""
         classes = self.config["num_class_embeds"]
         check_labels(class_labels, classes)
-        condition = None if class_labels is None else F.one_hot(class_labels, classes).to(z.dtype)
+        condition = None if class_labels is None else class_weights(class_labels, classes, z)
         x = self.attention[0](self.project(z).unflatten(1, (-1, self.base, self.base)))
         for block, attention in zip(self.blocks, self.attention[1:], strict=True):
             x = attention(block(x, condition))
@@ -148,9 +155,3 @@ class ResNetDiscriminator(ModelMixin, ConfigMixin):
         """Logits [B] for images [B, C, H, W] in [-1, 1] and labels [B] int64."""
         features = F.relu(self.blocks(sample)).sum((2, 3))
         return self.classes(self.head(features).squeeze(1), features, class_labels)
-
-
-def check_attention(attention_size: int | None, sizes: list[int]) -> None:
-    """ValueError when no feature map has the side at which attention is wanted."""
-    if attention_size is not None and attention_size not in sizes:
-        raise ValueError(f"attention_size {attention_size}: the feature maps are of {sizes}")

@@ -24,6 +24,7 @@ from hfgen.models.layers.gan import (
     DiscriminatorOutput,
     GeneratorOutput,
     check_labels,
+    embed_labels,
     required,
     stage_widths,
     stages,
@@ -48,7 +49,8 @@ class Mapping(nn.Module):
     def forward(self, z: Tensor, class_labels: Tensor | None) -> Tensor:
         x = unit_rms(z)
         if self.class_embedding is not None:
-            x = torch.cat([x, unit_rms(self.class_embedding(class_labels))], dim=1)
+            label = embed_labels(self.class_embedding, class_labels)
+            x = torch.cat([x, unit_rms(label)], dim=1)
         for layer in self.layers:
             x = activate(layer(x))
         return x
@@ -110,6 +112,14 @@ class StyleGAN2Generator(ModelMixin, ConfigMixin):
         RGB.
         """
         return 2 + 2 * len(self.ups)
+
+    @property
+    def style_weight(self) -> Tensor:
+        """The matrices that a w shared by all layers meets, one above the other, [outputs,
+        style_dim]: what SeFa looks at.
+        """
+        layers = [self.first, *self.ups, *self.convs, *self.to_image]
+        return torch.cat([layer.affine.weight for layer in layers])  # type: ignore[union-attr]
 
     def map(self, z: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """w [B, num_styles, style_dim] from z [B, latent_dim] and labels [B] int64."""

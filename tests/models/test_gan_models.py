@@ -5,6 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hfgen.models.gan_biggan import (
+    BigGANDeepGenerator,
+    BigGANDiscriminator,
+    BigGANGenerator,
+    DeepDownBlock,
+    DeepUpBlock,
+)
 from hfgen.models.gan_dcgan import DCGANDiscriminator, DCGANGenerator
 from hfgen.models.gan_lightweight import (
     LightweightDiscriminator,
@@ -36,6 +43,18 @@ PAIRS = {
         StyleGAN2Discriminator,
         {"channels": 8, "latent_dim": 6, "style_dim": 8},
         {"channels": 8},
+    ),
+    "biggan": (
+        BigGANGenerator,
+        BigGANDiscriminator,
+        {"channels": 8, "latent_dim": 6, "class_dim": 4},
+        {"channels": 8},
+    ),
+    "biggan-deep": (
+        BigGANDeepGenerator,
+        BigGANDiscriminator,
+        {"channels": 8, "latent_dim": 6, "class_dim": 4},
+        {"channels": 8, "deep": True},
     ),
     "lightweight": (
         LightweightGenerator,
@@ -340,3 +359,48 @@ def test_a_backbone_that_cannot_be_had_is_one_line(options, said):
     with pytest.raises(ValueError, match=said) as caught:
         projected(**options)
     assert "\n" not in str(caught.value)
+
+
+def test_biggan_hands_each_block_its_own_latents():
+    """Hierarchical latents: the last block's part leaves the maps before it alone."""
+    generator, _ = make("biggan", 16, classes=3)
+    generator.eval()
+    seen = []
+    for block in generator.blocks:
+        block.register_forward_hook(lambda module, given, made: seen.append(made))
+    z, labels = torch.randn(1, 6), torch.tensor([1])
+    other = z.clone()
+    other[:, 4:] += 1  # 6 = 2 + 2 + 2
+    generator(z, labels), generator(other, labels)
+    assert torch.equal(seen[0], seen[2]) and not torch.allclose(seen[1], seen[3])
+
+
+def test_deep_blocks_are_the_papers():
+    """Skips drop and add channels; without branches, blocks resample and nothing else."""
+    torch.manual_seed(0)
+    up, down = DeepUpBlock(8, 4, None, up=True), DeepDownBlock(4, 8, down=True)
+    for branch in (up.convs[-1], down.convs[-1]):
+        torch.nn.init.zeros_(branch.weight)
+        torch.nn.init.zeros_(branch.bias)
+        branch.spectral.forward = lambda weight: weight  # 0 / 0 otherwise
+    x = torch.randn(2, 8, 4, 4)
+    torch.testing.assert_close(
+        up(x, None), x[:, :4].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    )
+    x = torch.randn(2, 4, 4, 4)
+    pooled = torch.nn.functional.avg_pool2d(x, 2)
+    torch.testing.assert_close(down(x), torch.cat([pooled, down.more(pooled)], 1))
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: BigGANGenerator(16, 1, latent_dim=2), "latent_dim 2: at least 3"),
+        (lambda: BigGANDeepGenerator(8, 1, channels=[8, 16]), r"channels \[8, 16\]: must not grow"),
+        (lambda: BigGANDiscriminator(16, 1, channels=[8, 16], deep=True), "must not grow"),
+        (lambda: BigGANGenerator(16, 1, attention_size=32), "attention_size 32: the feature maps"),
+    ],
+)
+def test_biggan_refuses_what_does_not_fit(build, said):
+    with pytest.raises(ValueError, match=said):
+        build()

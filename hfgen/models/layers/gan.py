@@ -185,6 +185,29 @@ def check_labels(class_labels: Tensor | None, num_class_embeds: int | None) -> N
         raise ValueError(f"class_labels are missing: the model has {num_class_embeds} classes")
 
 
+def check_attention(attention_size: int | None, sizes: list[int]) -> None:
+    """ValueError when no feature map has the side at which attention is wanted."""
+    if attention_size is not None and attention_size not in sizes:
+        raise ValueError(f"attention_size {attention_size}: the feature maps are of {sizes}")
+
+
+def embed_labels(embedding: nn.Embedding, class_labels: Tensor | None) -> Tensor:
+    """Rows of an embedding for labels [B] int64, or mixtures of them for weights [B, classes]
+    float: the way from one class to another.
+    """
+    assert class_labels is not None  # `check_labels` has looked
+    if class_labels.is_floating_point():
+        return class_labels @ embedding.weight
+    return embedding(class_labels)
+
+
+def class_weights(class_labels: Tensor, num_class_embeds: int, like: Tensor) -> Tensor:
+    """Labels [B] int64 as one-hot rows; weights [B, classes] float as they are."""
+    if not class_labels.is_floating_point():
+        class_labels = F.one_hot(class_labels, num_class_embeds)
+    return class_labels.to(like.dtype)
+
+
 @torch.no_grad()
 def init_normal(module: nn.Module, std: float = 0.02) -> None:
     """N(0, 0.02^2) weights and zero biases (Radford et al. 2015, section 4)."""

@@ -120,3 +120,15 @@ def init_xavier(module: nn.Module, gain: float = 1.0) -> None:
             nn.init.xavier_uniform_(layer.weight, gain)
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+
+
+@torch.no_grad()
+def init_orthogonal(module: nn.Module) -> None:
+    """Orthogonal weights of linear maps, convolutions and embeddings, zero biases (BigGAN, section
+    3).
+    """
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear | nn.Embedding):
+            nn.init.orthogonal_(layer.weight)
+            if getattr(layer, "bias", None) is not None:
+                nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
