@@ -26,7 +26,7 @@ from hfgen.errors import HfgenError, one_of
 from hfgen.recipe import MODELS, PIPELINES, Recipe, choices
 
 AUTOENCODERS = ("vae", "vqvae")
-OTHER_NAMES = {"vqvae": "vae", "codes": "vae", "guide": "unet"}
+OTHER_NAMES = {"vqvae": "vae", "codes": "vae", "guide": "unet", "teacher": "unet"}
 """What a role is called in the run that it is loaded from, if not by its own name."""
 SCALING = ("scaling_factor", "shift_factor")
 """What may be set on a pretrained autoencoder: how its latents are scaled, not what it computes."""

@@ -98,6 +98,7 @@ OBJECTIVES: dict[str, str] = {
     "gan": "hfgen.objectives.gan:GAN",
     "diffusion": "hfgen.objectives.diffusion:Diffusion",
     "flow-map": "hfgen.objectives.flow:FlowMaps",
+    "reflow": "hfgen.objectives.diffusion_reflow:Reflow",
     "consistency": "hfgen.objectives.diffusion_consistency:Consistency",
 }
 

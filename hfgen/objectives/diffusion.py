@@ -78,11 +78,11 @@ class Diffusion(Objective):
         self, phase: str, models: Mapping[str, nn.Module], batch: Batch, rng: Rng, clock: Clock
     ) -> tuple[Tensor, dict[str, Tensor]]:
         param = scheduler_parameterisation(models)
-        x, network = batch["images"], models[self.network]
-        noise = self.coupling.pair(x, rng.randn("noise", x.shape), batch.get("labels"))
+        network = models[self.network]
+        labels = class_labels(network, batch, rng, self.label_dropout)
+        x, noise = self.pairs(models, param, batch, rng)
         u, kept = self._shares(models, rng, len(x), clock)
         t = self.time.at(u, param.path)
-        labels = class_labels(network, batch, rng, self.label_dropout)
         x_t = param.path.add_noise(x, noise, t)
         output, raw = split_variance(predict(network, param, x_t, t, labels), x.shape[1])
         error = per_image_error(output, param.target(x, noise, t))
@@ -97,6 +97,13 @@ class Diffusion(Objective):
             cast(LossHistory, models["loss_history"]).add(u, rows.detach(), clock.step)
         loss = (kept * rows).mean()
         return loss, detach({"loss": loss, **terms})
+
+    def pairs(
+        self, models: Mapping[str, nn.Module], param: Parameterisation, batch: Batch, rng: Rng
+    ) -> tuple[Tensor, Tensor]:
+        """Images and the noise that goes with each, both [B, C, H, W]."""
+        x = batch["images"]
+        return x, self.coupling.pair(x, rng.randn("noise", x.shape), batch.get("labels"))
 
     def _shares(
         self, models: Mapping[str, nn.Module], rng: Rng, batch: int, clock: Clock

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from hfgen.denoising import EDMPath, like_image
+from hfgen.denoising import EDMPath, EDMPrecondition, Parameterisation, like_image
 from hfgen.errors import HfgenError
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
 from hfgen.objectives.diffusion import class_labels, predict, scheduler_parameterisation
@@ -25,6 +25,9 @@ class Consistency(Objective):
     stage r = 0, which is diffusion training, so a run may start from scratch. Sampled by
     ``CMStochasticIterativeScheduler`` in ``ConsistencyModelPipeline``.
 
+    With a ``teacher`` this is consistency distillation (Song et al. 2023, algorithm 2): x_r is one
+    Heun step of the teacher's ODE from x_t, instead of the same noise at r.
+
     Args:
         network: the role that is trained.
         time: noise levels; ECT's are ln t ~ N(-1.1, 2.0^2).
@@ -33,6 +36,8 @@ class Consistency(Objective):
         k, b: of n(t).
         huber: c of the pseudo-Huber distance sqrt(e + c^2) - c (Song & Dhariwal 2023, section 3.2),
             times the root of the number of pixels; 0 for the root of e itself.
+        teacher: a frozen role trained by EDM with the same ``sigma_data``; None to train alone.
+        first_stage: stage to begin with; a teacher's single step wants small gaps, 2 or so.
     """
 
     network: str = "unet"
@@ -42,12 +47,16 @@ class Consistency(Objective):
     k: float = 8.0
     b: float = 1.0
     huber: float = 0.00054
+    teacher: str | None = None
+    first_stage: int = 0
 
     def __post_init__(self) -> None:
         if self.q <= 1 or self.stages < 1:
             raise HfgenError(
                 f"q must be above 1 and stages at least 1, got {self.q}, {self.stages}"
             )
+        if not 0 <= self.first_stage <= self.stages:
+            raise HfgenError(f"first_stage must be in 0 ... stages, got {self.first_stage}")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -55,7 +64,8 @@ class Consistency(Objective):
 
     def earlier(self, t: Tensor, clock: Clock) -> Tensor:
         """r [B] for the noise levels ``t`` [B] at this point of the run."""
-        stage = min(int(clock.progress() * (self.stages + 1)), self.stages)
+        stages = self.stages - self.first_stage
+        stage = self.first_stage + min(int(clock.progress() * (stages + 1)), stages)
         share = (1 + self.k * torch.sigmoid(-self.b * t)) / self.q**stage
         return t * (1 - share).clamp(min=0)
 
@@ -71,14 +81,43 @@ class Consistency(Objective):
         r = self.earlier(t, clock).clamp(min=path.sigma_min)  # D(x, sigma_min) = x
         labels = class_labels(network, batch, rng, 0.0)
 
-        def denoise(level: Tensor) -> Tensor:
-            noisy = path.add_noise(x, noise, level)
+        def denoise(noisy: Tensor, level: Tensor) -> Tensor:
             return param.denoised(predict(network, param, noisy, level, labels), noisy, level)
 
+        x_t = path.add_noise(x, noise, t)
         with torch.no_grad():
-            known = like_image(r <= path.sigma_min, x)
-            target = torch.where(known, x, denoise(r))
-        error = (denoise(t) - target).square().flatten(1).sum(1)
+            if self.teacher is None:
+                known = like_image(r <= path.sigma_min, x)
+                target = torch.where(known, x, denoise(path.add_noise(x, noise, r), r))
+            else:
+                target = denoise(self._teacher_step(models, path, x_t, t, r, batch, rng), r)
+        error = (denoise(x_t, t) - target).square().flatten(1).sum(1)
         c = self.huber * x[0].numel() ** 0.5
         loss = (((error + c**2).sqrt() - c) / (t - r)).mean()
         return loss, detach({"loss": loss, "mse": error.mean() / x[0].numel(), "gap": (t - r) / t})
+
+    def _teacher_step(
+        self,
+        models: Mapping[str, nn.Module],
+        path: EDMPath,
+        x_t: Tensor,
+        t: Tensor,
+        r: Tensor,
+        batch: Batch,
+        rng: Rng,
+    ) -> Tensor:
+        """x_r by Heun's method on dx/dt = (x - D(x, t)) / t (Karras et al. 2022, algorithm 1)."""
+        teacher = models.get(str(self.teacher))
+        if teacher is None:
+            raise HfgenError(f"model.{self.teacher}: missing; give the run of a trained EDM")
+        levels = EDMPath(path.sigma_min, path.sigma_max, path.sigma_data)
+        param = Parameterisation(levels, EDMPrecondition(path.sigma_data))
+        labels = class_labels(teacher, batch, rng, 0.0)
+
+        def slope(x: Tensor, level: Tensor) -> Tensor:
+            image = param.denoised(predict(teacher, param, x, level, labels), x, level)
+            return (x - image) / like_image(level, x)
+
+        step = like_image(r - t, x_t)
+        first = slope(x_t, t)
+        return x_t + step * (first + slope(x_t + step * first, r)) / 2

@@ -8,17 +8,21 @@ from diffusers import (
     CMStochasticIterativeScheduler,
     ConsistencyModelPipeline,
     DDPMScheduler,
+    EDMEulerScheduler,
     FlowMapEulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
 )
-from diffusion_analytic import Optimal
+from diffusion_analytic import Analytic, Optimal
 from scipy import stats
 
 from hfgen.denoising import LinearPath, like_image, parameterisation
 from hfgen.errors import HfgenError
 from hfgen.models.transformer_pixel import PixelTransformer
 from hfgen.objectives.base import Clock
+from hfgen.objectives.diffusion import Diffusion
 from hfgen.objectives.diffusion_consistency import Consistency
+from hfgen.objectives.diffusion_reflow import Reflow
 from hfgen.objectives.flow import FLOW_MAP_TARGETS, FlowMaps, MeanFlowTarget, ShortcutTarget
 from hfgen.pipelines.diffusion_pipeline import DenoisingPipeline
 from hfgen.rng import Rng
@@ -268,6 +272,68 @@ def test_consistency_exports_a_stock_pipeline(tmp_path):
         output = unet(*param.path.model_input(x_t, level)).sample
     expected = param.denoised(output, x_t, level)
     torch.testing.assert_close(image, (expected / 2 + 0.5).clamp(0, 1), rtol=1e-3, atol=1e-3)
+
+
+# --- with a teacher ---
+
+
+class OneStep(Analytic):
+    """The exact consistency function of N(0, STD^2): x_t followed along the ODE to sigma_min."""
+
+    def posterior_mean(self, x_t, alpha, sigma):
+        return x_t * ((0.002**2 + STD**2) / (sigma**2 + STD**2)).sqrt()
+
+
+class Straight(Analytic):
+    """The flow of the pairs (STD n, n): x_t = ((1 - t) STD + t) n, so x = STD n exactly."""
+
+    def posterior_mean(self, x_t, alpha, sigma):
+        return STD * x_t / (alpha * STD + sigma)
+
+
+def test_distillation_has_no_error_at_the_teachers_own_map():
+    """The same function as one step of consistency *training* is still wrong by the noise in x."""
+    scheduler = CMStochasticIterativeScheduler(sigma_data=0.5)
+    teacher = Optimal(EDMEulerScheduler(sigma_data=0.5), STD)
+    models = {"unet": OneStep(scheduler), "scheduler": scheduler, "teacher": teacher}
+    call = ("consistency", models, data(), Rng(0, 0), END)
+    distilled = Consistency(teacher="teacher", first_stage=2).loss(*call)[1]["mse"].item()
+    trained = Consistency(first_stage=2).loss(*call)[1]["mse"].item()
+    assert distilled < 1e-6 and distilled < 0.02 * trained
+
+
+def test_the_first_stage_is_where_distillation_begins():
+    t = torch.tensor([0.5, 5.0])
+    begun = Consistency(first_stage=2, stages=4, teacher="teacher").earlier(t, START)
+    share = (1 + 8 * torch.sigmoid(-t)) / 16
+    torch.testing.assert_close(begun, t * (1 - share))
+
+
+def test_reflow_pairs_noise_with_the_teachers_image():
+    """Data N(0, STD^2): the ODE's image of n is STD n; a network of straight paths has no error."""
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    models = {"unet": Straight(scheduler), "scheduler": scheduler}
+    models["teacher"] = Optimal(scheduler, STD)
+    objective = Reflow(teacher_steps=400)
+    param = parameterisation(scheduler)
+    x, noise = objective.pairs(models, param, data(), Rng(0, 0))
+    torch.testing.assert_close(x, STD * noise, rtol=0.02, atol=1e-3)
+    loss, _ = objective.loss("denoise", models, data(), Rng(0, 0), START)
+    crossing, _ = Diffusion().loss("denoise", models, data(), Rng(0, 0), START)
+    assert loss.item() < 1e-3 < 0.01 * crossing.item()
+
+
+@pytest.mark.parametrize(
+    ("objective", "scheduler"),
+    [
+        (Reflow(), FlowMatchEulerDiscreteScheduler()),
+        (Consistency(teacher="teacher"), CMStochasticIterativeScheduler()),
+    ],
+)
+def test_a_missing_teacher_is_one_line(objective, scheduler):
+    models = {"unet": Optimal(scheduler, STD), "scheduler": scheduler}
+    with pytest.raises(HfgenError, match="model.teacher: missing"):
+        objective.loss("x", models, data(), Rng(0), END)
 
 
 def test_linear_path_is_required_of_a_flow_map():
