@@ -42,9 +42,11 @@ def test_subsets_agree_with_torch_fidelity():
     assert ours.standard_error == pytest.approx(spread, rel=1e-6)
 
 
-@pytest.mark.parametrize("block", [16, 64, 5000])
-def test_all_pairs_is_the_definition_for_any_block(block, monkeypatch):
-    monkeypatch.setattr(sys.modules["hfgen.evaluation.metrics.kernel_distance"], "BLOCK", block)
+@pytest.mark.parametrize("rows, columns", [(16, 16), (16, 40), (24, 64), (5000, 5000)])
+def test_all_pairs_is_the_definition_for_any_block(rows, columns, monkeypatch):
+    module = sys.modules["hfgen.evaluation.metrics.kernel_distance"]
+    monkeypatch.setattr(module, "ROWS", rows)
+    monkeypatch.setattr(module, "COLUMNS", columns)
     x, y = features(150, 0), features(130, 1, 0.05)
     assert kernel_distance(x, y).value == pytest.approx(plain(x, y), rel=1e-9)
 

@@ -8,6 +8,7 @@ features lose nothing that the difference of three large means would show.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,7 +18,9 @@ from torch import Tensor
 from hfgen.errors import HfgenError
 from hfgen.evaluation.arrays import Array, Estimate, as_pair
 
-BLOCK = 2048
+ROWS, COLUMNS = 512, 4096
+"""Of one block of the kernel. Few rows, since a symmetric one is computed from its diagonal on;
+never more than columns."""
 
 
 def kernel_distance(a: Array, b: Array) -> Estimate:
@@ -97,50 +100,52 @@ def _row_sums(x: Tensor, y: Tensor) -> _Sums:
 class _CubicKernel:
     centre: Tensor
 
-    def prepare(self, x: Tensor) -> _Prepared:
-        """Centred rows over sqrt(D); per row c'x / D and half of the constant 1 + c'c / D."""
+    def prepare(self, x: Tensor) -> Tensor:
+        """[N, D + 2]: centred rows over sqrt(D), then c'x / D with half of the constant 1 + c'c /
+        D, and a one: so that one product gives the whole of x'y / D + 1.
+        """
         centred = x.double() - self.centre
         d = x.shape[1]
-        offset = centred @ self.centre / d + (1 + self.centre.square().sum() / d) / 2
-        return _Prepared((centred / math.sqrt(d)).to(x.dtype), offset.to(x.dtype))
+        rows = torch.empty(len(x), d + 2, dtype=x.dtype, device=x.device)
+        rows[:, :d] = centred / math.sqrt(d)
+        rows[:, d] = centred @ self.centre / d + (1 + self.centre.square().sum() / d) / 2
+        rows[:, d + 1] = 1
+        return rows
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    rows: Tensor
-    offset: Tensor
-
-    def blocks(self) -> list[slice]:
-        return [slice(i, i + BLOCK) for i in range(0, len(self.rows), BLOCK)]
-
-
-def _block(x: _Prepared, i: slice, y: _Prepared, j: slice) -> Tensor:
-    """(x'y / D + 1)^3 for rows i of x and j of y."""
-    base = torch.addmm(y.offset[j], x.rows[i], y.rows[j].T).add_(x.offset[i, None])
-    return torch.mul(base, base).mul_(base)
-
-
-def _sums_within(x: _Prepared) -> Tensor:
-    total = torch.zeros(len(x.rows), dtype=torch.float64, device=x.rows.device)
-    for i in x.blocks():
-        for j in x.blocks():
-            if j.start < i.start:
-                continue
-            kernel = _block(x, i, x, j)
-            if i == j:
-                kernel.fill_diagonal_(0)
-            else:
-                total[j] += kernel.sum(0).double()
-            total[i] += kernel.sum(1).double()
+def _sums_within(x: Tensor) -> Tensor:
+    """Row sums of the kernel of x with itself, without the diagonal."""
+    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    for i, j, kernel in _blocks(x, x, upper=True):
+        if i.start == j.start:
+            kernel.fill_diagonal_(0)
+        total[i] += kernel.sum(1).double()
+        beyond = slice(max(i.stop, j.start), j.stop)  # the rest is in the block of these rows
+        total[beyond] += kernel[:, beyond.start - j.start :].sum(0).double()
     return total
 
 
-def _sums_between(x: _Prepared, y: _Prepared) -> tuple[Tensor, Tensor]:
-    rows = torch.zeros(len(x.rows), dtype=torch.float64, device=x.rows.device)
-    columns = torch.zeros(len(y.rows), dtype=torch.float64, device=x.rows.device)
-    for i in x.blocks():
-        for j in y.blocks():
-            kernel = _block(x, i, y, j)
-            rows[i] += kernel.sum(1).double()
-            columns[j] += kernel.sum(0).double()
+def _sums_between(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    columns = torch.zeros(len(y), dtype=torch.float64, device=x.device)
+    for i, j, kernel in _blocks(x, y):
+        rows[i] += kernel.sum(1).double()
+        columns[j] += kernel.sum(0).double()
     return rows, columns
+
+
+def _blocks(x: Tensor, y: Tensor, *, upper: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Row slices, and (x'y / D + 1)^3 of these rows; with ``upper``, only j >= i. A block is
+    overwritten by the next one.
+    """
+    base, cube = (torch.empty(ROWS * COLUMNS, dtype=x.dtype, device=x.device) for _ in range(2))
+    for start in range(0, len(x), ROWS):
+        i = slice(start, min(start + ROWS, len(x)))
+        left = x[i].clone()
+        left[:, -2], left[:, -1] = 1, x[i, -2]
+        for first in range(start if upper else 0, len(y), COLUMNS):
+            j = slice(first, min(first + COLUMNS, len(y)))
+            shape = (i.stop - i.start, j.stop - j.start)
+            k, product = (v[: shape[0] * shape[1]].view(shape) for v in (cube, base))
+            torch.mm(left, y[j].T, out=product)
+            yield i, j, torch.mul(product, product, out=k).mul_(product)
