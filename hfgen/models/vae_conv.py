@@ -32,8 +32,8 @@ class ConvVAE(ModelMixin, ConfigMixin):
         block_out_channels: channels after each halving.
         layers_per_block: residual blocks per resolution.
         latent_dim: length of the latent.
-        posterior: its ``type`` ("gaussian", "planar", "radial", "iaf", "vmf") and options; a
-            diagonal Gaussian by default.
+        posterior: its ``type`` ("gaussian", "planar", "radial", "iaf", "maf", "vmf", "poincare")
+            and options; a diagonal Gaussian by default.
         shared_scale: the second half of the decoder's channels is one learned value each
             (sigma-VAE), rather than predicted per pixel.
         num_class_embeds: number of classes; labels join the image as constant planes and the latent

@@ -33,8 +33,8 @@ class MLPVAE(ModelMixin, ConfigMixin):
         num_layers: hidden layers on each side.
         act_fn: "relu" or "tanh".
         logits: the decoder's output is logits (true), or goes through a sigmoid (false).
-        posterior: its ``type`` ("gaussian", "planar", "radial", "iaf", "vmf") and options; a
-            diagonal Gaussian by default.
+        posterior: its ``type`` ("gaussian", "planar", "radial", "iaf", "maf", "vmf", "poincare")
+            and options; a diagonal Gaussian by default.
         shared_scale: the second half of the decoder's channels is one learned value each
             (sigma-VAE), rather than predicted per pixel.
         num_class_embeds: number of classes; labels join the input and the latent as one-hot

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from hfgen.models.layers.flows import MADE, MaskedAffineFlow, PlanarFlow, RadialFlow
+from hfgen.models.layers.flows import MADE, InverseFlow, MaskedAffineFlow, PlanarFlow, RadialFlow
 
 DIM, CONTEXT = 4, 3
 
@@ -18,6 +18,7 @@ def randomise(module):
 
 FLOWS = {
     "masked": lambda: MaskedAffineFlow(DIM, 3, 16, CONTEXT),
+    "masked, inverse": lambda: InverseFlow(MaskedAffineFlow(DIM, 3, 16, CONTEXT)),
     "planar": lambda: PlanarFlow(DIM, 4, CONTEXT),
     "radial": lambda: RadialFlow(DIM, 4, CONTEXT),
 }

@@ -50,6 +50,8 @@ HEADS = [
     {"type": "planar", "steps": 3},
     {"type": "radial", "steps": 3},
     {"type": "iaf", "steps": 2, "hidden_size": 16},
+    {"type": "maf", "steps": 2, "hidden_size": 16},
+    {"type": "poincare"},
     {"type": "vmf"},
 ]
 
@@ -70,7 +72,7 @@ def test_every_posterior_in_every_network(config, kind, tmp_path):
     assert torch.equal(again(x).sample, vae(x).sample)
 
 
-@pytest.mark.parametrize("kind", ["planar", "radial", "iaf"])
+@pytest.mark.parametrize("kind", ["planar", "radial", "iaf", "maf"])
 @torch.no_grad()
 def test_flow_posterior_integrates_to_one(kind):
     torch.manual_seed(0)

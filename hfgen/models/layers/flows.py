@@ -102,6 +102,20 @@ class MaskedAffineFlow(nn.Module):
         return y, total
 
 
+class InverseFlow(nn.Module):
+    """A flow the other way round: with masked affine steps, noise to latents as MAF draws."""
+
+    def __init__(self, flow: MaskedAffineFlow):
+        super().__init__()
+        self.flow = flow
+
+    def forward(self, x: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.flow.inverse(x, context)
+
+    def inverse(self, y: Tensor, context: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.flow(y, context)
+
+
 class PlanarFlow(nn.Module):
     """z + u tanh(w^T z + b), u, w, b from the context (Rezende & Mohamed 2015, eq. 10-12).
 

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hfgen.models.layers.flows import MaskedAffineFlow, PlanarFlow, RadialFlow
+from hfgen.models.layers.flows import InverseFlow, MaskedAffineFlow, PlanarFlow, RadialFlow
+from hfgen.models.layers.poincare import WrappedNormal, travel
 from hfgen.models.layers.posterior import DiagonalGaussian, Posterior
 
 
@@ -144,9 +145,9 @@ class FlowHead(PosteriorHead):
     """A Gaussian through planar, radial or inverse autoregressive steps that see the features.
 
     Args:
-        kind: "planar", "radial" or "iaf".
+        kind: "planar", "radial", "iaf" or "maf" (whose draws take D passes per step).
         steps: how many.
-        hidden_size: width of an "iaf" step's network.
+        hidden_size: width of the network of an "iaf" or "maf" step.
     """
 
     def __init__(self, dim: int, context: int, kind: str, steps: int = 4, hidden_size: int = 128):
@@ -154,8 +155,9 @@ class FlowHead(PosteriorHead):
         if steps < 1:
             raise ValueError(f"posterior: steps must be >= 1, got {steps}")
         self.spread_size = dim
-        if kind == "iaf":
-            self.flow = MaskedAffineFlow(dim, steps, hidden_size, context)
+        if kind in ("iaf", "maf"):
+            flow = MaskedAffineFlow(dim, steps, hidden_size, context)
+            self.flow = flow if kind == "iaf" else InverseFlow(flow)
         else:
             self.flow = {"planar": PlanarFlow, "radial": RadialFlow}[kind](dim, steps, context)
 
@@ -176,7 +178,22 @@ class VonMisesFisherHead(PosteriorHead):
         return VonMisesFisher(F.normalize(location, dim=1), F.softplus(spread[:, 0]) + 1)
 
 
-POSTERIORS = ("gaussian", "planar", "radial", "iaf", "vmf")
+class PoincareHead(PosteriorHead):
+    """A wrapped normal on the Poincare ball: its mean is exp_0(location / 2)."""
+
+    def __init__(self, dim: int, context: int):
+        super().__init__()
+        if dim < 2:
+            raise ValueError(
+                f"posterior: poincare needs a latent of at least 2 dimensions, got {dim}"
+            )
+        self.spread_size = dim
+
+    def forward(self, location: Tensor, spread: Tensor, features: Tensor) -> Posterior:
+        return WrappedNormal(travel(torch.zeros_like(location), location), spread)
+
+
+POSTERIORS = ("gaussian", "planar", "radial", "iaf", "maf", "vmf", "poincare")
 
 
 def build_posterior(config: dict | None, dim: int, context: int) -> PosteriorHead:
@@ -194,6 +211,8 @@ def build_posterior(config: dict | None, dim: int, context: int) -> PosteriorHea
             return GaussianHead(dim, context, **options)
         if kind == "vmf":
             return VonMisesFisherHead(dim, context, **options)
+        if kind == "poincare":
+            return PoincareHead(dim, context, **options)
         return FlowHead(dim, context, kind=kind, **options)
     except TypeError as error:
         raise ValueError(f"posterior: {kind} does not take these options: {error}") from None

@@ -1,0 +1,88 @@
+"""Leapfrog steps that carry a latent towards its posterior."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
+
+
+@dataclass
+class LeapfrogOutput(BaseOutput):
+    """Attributes:
+    latents: z_K, [B, D].
+    momentum: rho_K, [B, D].
+    """
+
+    latents: Tensor
+    momentum: Tensor
+
+
+class LeapfrogFlow(ModelMixin, ConfigMixin):
+    """Tempered Hamiltonian dynamics (Caterini et al. 2018, section 3 and algorithm 1).
+
+    Each step moves (z, rho) by a leapfrog of the potential -ln p(x, z), then scales the momentum
+    by sqrt(beta_(k-1) / beta_k) along a schedule from beta_0 to 1 (their eq. 9), so that
+    ln |det| = (D / 2) ln beta_0 whatever the potential.
+
+    Args:
+        latent_dim: D.
+        num_steps: K.
+        step_size: the leapfrog's start; one is learned for each dimension, below ``max_step_size``.
+        max_step_size: upper end of the learned step sizes.
+        temperature: beta_0 at the start, in (0, 1]; learned.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        latent_dim: int = 20,
+        num_steps: int = 4,
+        step_size: float = 0.05,
+        max_step_size: float = 0.5,
+        temperature: float = 0.5,
+    ):
+        super().__init__()
+        if num_steps < 1 or not 0 < step_size < max_step_size or not 0 < temperature < 1:
+            raise ValueError(
+                "LeapfrogFlow: needs num_steps >= 1, 0 < step_size < max_step_size and "
+                f"temperature in (0, 1), got {num_steps}, {step_size}, {max_step_size} and "
+                f"{temperature}"
+            )
+        share = torch.full((latent_dim,), step_size / max_step_size)
+        self.step_logit = nn.Parameter(torch.logit(share))
+        self.temperature_logit = nn.Parameter(torch.logit(torch.tensor(temperature)))
+
+    @property
+    def beta(self) -> Tensor:
+        """beta_0, a scalar."""
+        return torch.sigmoid(self.temperature_logit)
+
+    def forward(
+        self,
+        z: Tensor,
+        momentum: Tensor,
+        gradient: Callable[[Tensor], Tensor],
+        return_dict: bool = True,
+    ) -> LeapfrogOutput | tuple[Tensor, Tensor]:
+        """(z_0, rho_0) [B, D] -> (z_K, rho_K).
+
+        Args:
+            gradient: z -> the potential's gradient there, [B, D].
+        """
+        step = self.config["max_step_size"] * torch.sigmoid(self.step_logit)
+        count = self.config["num_steps"]
+        k = torch.arange(count + 1, device=z.device, dtype=z.dtype)
+        # their eq. 9: sqrt(beta_k) with 1 / sqrt(beta_k) falling quadratically to 1
+        root = 1 / ((1 - self.beta.rsqrt()) * (k / count) ** 2 + self.beta.rsqrt())
+        for i in range(count):
+            momentum = momentum - step / 2 * gradient(z)
+            z = z + step * momentum
+            momentum = momentum - step / 2 * gradient(z)
+            momentum = momentum * root[i] / root[i + 1]
+        return LeapfrogOutput(latents=z, momentum=momentum) if return_dict else (z, momentum)
