@@ -253,7 +253,7 @@ def _stand_in_for_torchvision() -> None:
     parts: dict[str, Any] = {
         "Compose": compose,
         "Lambda": lambda function: function,
-        "Resize": lambda size: lambda image: image.resize((size, size), Image.BILINEAR),
+        "Resize": lambda size: lambda image: image.resize(size, Image.BILINEAR),
         "RandomHorizontalFlip": lambda: flip,
         "CenterCrop": lambda size: lambda image: image,
         "ToTensor": lambda: to_tensor,

@@ -38,6 +38,10 @@ FAMILIES = {
     "mnist-ddpm": {
         "model.unet.block_out_channels": "[8, 8, 8]",
         "model.unet.norm_num_groups": "4",
+        "objective.time": "{type: log_normal, stratified: true}",
+        "objective.weighting": "learned",
+        "objective.importance": "true",
+        "ema.sigma_rels": "[0.05, 0.1]",
         "training.mixed_precision": "no",
     },
 }
