@@ -310,7 +310,8 @@ def result_tables(results: Mapping[str, Any]) -> str:
         "FD is the Frechet distance on EfficientNet-Lite0 features (not FID: another backbone) "
         "of 1,000 samples against the "
         "training split; P, R: improved precision and recall; Vendi: effective number of "
-        "different images (diversity). "
+        "different images (diversity). In pictures of autoencoders the last four rows are test "
+        "images, each above its reconstruction. "
         "Diffusion models are sampled with 50 steps.",
         "",
     ]

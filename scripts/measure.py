@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from hfgen import recipe as recipes
 from hfgen.build import build_components, build_pipeline, pipeline_class
@@ -29,10 +30,12 @@ from hfgen.hub.load import load
 from hfgen.latents import training_source
 from hfgen.samples import (
     draws_images,
+    grid,
     sample_call,
     sample_prompts,
     save_samples,
     takes_prompt,
+    validation_images,
 )
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -107,8 +110,24 @@ def measure(run: Path, name: str) -> None:
     (DOCS / "results" / f"{name}.json").write_text(json.dumps(written, indent=1) + "\n")
     if drawing:
         prompts = {"prompt": sample_prompts(recipe, train)} if takes_prompt(pipeline) else {}
-        save_samples(pipeline, DOCS / "images" / f"{name}.png", 64, seed=0, **prompts, **call)
+        picture = DOCS / "images" / f"{name}.png"
+        save_samples(pipeline, picture, 64, seed=0, **prompts, **call)
+        if type(pipeline).__name__ == "VAEPipeline":
+            add_reconstructions(pipeline, recipe, validation, picture)
     print(f"{name}: " + "  ".join(f"{s['name']} {s['value']:.4g}" for s in written["scores"]))
+
+
+def add_reconstructions(pipeline: Any, recipe: Any, validation: Any, picture: Path) -> None:
+    """Below the samples: two rows of eight test images, each above its reconstructions."""
+    images = validation_images(recipe, 16)
+    given = {"class_labels": validation.labels(range(16))} if pipeline.num_classes else {}
+    again = pipeline.reconstruct(images, **given).images
+    below = grid([*images[:8], *again[:8], *images[8:], *again[8:]], columns=8)
+    with Image.open(picture) as above:
+        sheet = Image.new(above.mode, (above.width, above.height + below.height), "white")
+        sheet.paste(above, (0, 0))
+    sheet.paste(below, (0, sheet.height - below.height))
+    sheet.save(picture)
 
 
 def text_metrics(pipeline: Any, validation: Any, weights: dict[str, str]) -> tuple[str, ...]:
