@@ -17,22 +17,25 @@ from hfgen.objectives.vae_symptoms import symptoms
 from hfgen.rng import Rng
 
 
+def code_counts(indices: Tensor, vocabulary: int) -> Tensor:
+    """How often a batch uses each code, [vocabulary], float."""
+    return torch.bincount(indices.flatten(), minlength=vocabulary).float()
+
+
 def perplexity(indices: Tensor, vocabulary: int) -> Tensor:
     """exp of the entropy of code use in a batch: how many codes do the work, in [1, vocabulary]."""
-    counts = torch.bincount(indices.flatten(), minlength=vocabulary).float()
+    return entropy_size(code_counts(indices, vocabulary))
+
+
+def entropy_size(counts: Tensor) -> Tensor:
+    """exp of the entropy of counts: how many equal shares would have it."""
     share = counts / counts.sum()
     return torch.exp(-(share * share.clamp(min=1e-12).log()).sum())
 
 
-def code_usage(indices: Tensor, vocabulary: int) -> Tensor:
-    """Share of the codes that a batch could use that it uses, in (0, 1], mean over the levels.
-
-    Args:
-        indices: [B, *positions, levels].
-    """
-    levels = indices.flatten(0, -2).unbind(-1)
-    used = [len(torch.unique(level)) / min(vocabulary, len(level)) for level in levels]
-    return torch.tensor(sum(used) / len(used))
+def code_usage(counts: Tensor) -> Tensor:
+    """Share of the codes that a batch could use that it uses, in (0, 1]."""
+    return (counts > 0).sum() / counts.sum().clamp(max=len(counts))
 
 
 def autoencode(
@@ -56,9 +59,12 @@ def autoencode(
     rate = (quantized.codebook + commitment * quantized.commitment).mean()
     rate = rate + entropy * quantized.entropy
     vocabulary = vae.codebook.num_embeddings
-    uses = [perplexity(level, vocabulary) for level in quantized.indices.unbind(-1)]
-    logs = {"commitment": quantized.commitment, "perplexity": torch.stack(uses).mean()}
-    logs["code_usage"] = code_usage(quantized.indices, vocabulary)
+    levels = [code_counts(level, vocabulary) for level in quantized.indices.unbind(-1)]
+    logs = {
+        "commitment": quantized.commitment,
+        "perplexity": torch.stack([entropy_size(counts) for counts in levels]).mean(),
+        "code_usage": torch.stack([code_usage(counts) for counts in levels]).mean(),
+    }
     if entropy:
         logs["entropy"] = quantized.entropy
     return params, rate, logs

@@ -15,7 +15,7 @@ from hfgen.objectives.vae_penalties import MSSSIM
 from hfgen.objectives.vae_spectral import spectral_norms
 from hfgen.objectives.vae_ssim import ms_ssim
 from hfgen.objectives.vae_symptoms import symptoms
-from hfgen.objectives.vae_vq import code_usage
+from hfgen.objectives.vae_vq import code_counts, code_usage
 from hfgen.rng import Rng
 
 LATER = Clock(100, 20_000, 100_000)
@@ -61,11 +61,10 @@ def test_a_collapsing_run_says_so_once(tmp_path, capsys):
 
 
 def test_code_usage_by_hand():
-    indices = torch.tensor([0, 1, 1, 1]).view(1, 2, 2, 1)
-    assert code_usage(indices, 8) == 0.5  # two of the four that four positions could use
-    assert code_usage(indices, 2) == 1.0
-    two = torch.cat([indices, torch.zeros_like(indices)], dim=-1)
-    assert code_usage(two, 4) == pytest.approx((0.5 + 0.25) / 2)
+    counts = code_counts(torch.tensor([0, 1, 1, 1]), 8)
+    assert counts.tolist() == [1, 3, 0, 0, 0, 0, 0, 0]
+    assert code_usage(counts) == 0.5  # two of the four that four positions could use
+    assert code_usage(counts[:2]) == 1.0
 
 
 def test_spectral_norms_are_the_largest_singular_values():

@@ -165,7 +165,7 @@ class VectorQuantizer(Quantizer):
 
     def forward(self, z: Tensor) -> Quantized:
         rows = _rows(z.float())
-        index = torch.cdist(rows, self.codebook).argmin(1)
+        index = nearest(rows.detach(), self.codebook.detach())
         if self.training and torch.is_grad_enabled():
             self._observe(rows.detach(), index)
         indices = index.view(len(z), *z.shape[2:], 1)
@@ -175,8 +175,9 @@ class VectorQuantizer(Quantizer):
             codes = moved.view(len(z), -1, self.dim).transpose(1, 2).reshape(z.shape)
         else:
             codes = z + (e - z).detach()
+        commitment = _squares(z - e.detach())
         learn = _squares(z.detach() - e) if self.ema_decay is None else z.new_zeros(len(z))
-        return Quantized(codes, indices, learn, _squares(z - e.detach()), z.new_zeros(()))
+        return Quantized(codes, indices, learn, commitment, z.new_zeros(()))
 
     def embed(self, indices: Tensor) -> Tensor:
         return F.embedding(indices.squeeze(-1), self.codebook).movedim(-1, 1)
@@ -202,11 +203,13 @@ class VectorQuantizer(Quantizer):
     @torch.no_grad()
     def _observe(self, rows: Tensor, index: Tensor) -> None:
         counts = torch.bincount(index, minlength=self.num_embeddings).to(rows.dtype)
-        sums = torch.zeros_like(self.codebook).index_add_(0, index, rows)
         self.seen_counts += _all_reduce(counts)
-        self.seen_sums += _all_reduce(sums)
-        picks = torch.randint(len(rows), (self.num_embeddings,), device=rows.device)
-        self.spare.copy_(_from_first_process(rows[picks]))
+        if self.ema_decay is not None:
+            sums = torch.zeros_like(self.codebook).index_add_(0, index, rows)
+            self.seen_sums += _all_reduce(sums)
+        if self.restart_below:
+            picks = torch.randint(len(rows), (self.num_embeddings,), device=rows.device)
+            self.spare.copy_(_from_first_process(rows[picks]))
 
     @torch.no_grad()
     def advance(self, step: int) -> None:
@@ -225,11 +228,20 @@ class VectorQuantizer(Quantizer):
         self.last_step.fill_(step)
 
     def _restart(self) -> None:
+        if not self.restart_below:
+            return
         mean_use = self.usage.mean()
         dead = self.usage < self.restart_below * mean_use
+        if not bool(dead.any()):
+            return
         self.codebook[dead] = self.spare[dead]
         self.sums[dead] = self.spare[dead] * mean_use
         self.usage[dead] = mean_use
+
+
+def nearest(rows: Tensor, codebook: Tensor) -> Tensor:
+    """Index of the nearest code of each row, [N]: ||x - e||^2 without the ||x||^2 of all codes."""
+    return torch.addmm(codebook.square().sum(1), rows, codebook.T, alpha=-2).argmin(1)
 
 
 def kmeans(rows: Tensor, clusters: int, iterations: int = 10) -> Tensor:
@@ -238,7 +250,7 @@ def kmeans(rows: Tensor, clusters: int, iterations: int = 10) -> Tensor:
     """
     centres = rows[torch.randperm(len(rows), device=rows.device)[:clusters]].clone()
     for _ in range(iterations):
-        index = torch.cdist(rows, centres).argmin(1)
+        index = nearest(rows, centres)
         counts = torch.bincount(index, minlength=clusters).to(rows.dtype)
         sums = torch.zeros_like(centres).index_add_(0, index, rows)
         centres = torch.where(counts[:, None] > 0, sums / counts[:, None].clamp(min=1), centres)
@@ -297,7 +309,7 @@ class ResidualQuantizer(Quantizer):
             return
         for layer in self._levels:
             layer.start_from(z)
-            index = torch.cdist(_rows(z.float()), layer.codebook).argmin(1)
+            index = nearest(_rows(z.float()), layer.codebook)
             z = z - layer.embed(index.view(len(z), *z.shape[2:], 1))
 
 
