@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from hfgen.errors import HfgenError, one_of
@@ -31,6 +32,7 @@ def train_tokenizer(
 
 
 def _train_bpe(texts: list[str], vocab_size: int) -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
     if vocab_size < 600:
@@ -38,7 +40,21 @@ def _train_bpe(texts: list[str], vocab_size: int) -> Any:
             f"model.tokenizer.vocab_size: {vocab_size} leaves no room beside the bytes; valid: "
             "from 600"
         )
-    return CLIPTokenizer().train_new_from_iterator([texts], vocab_size, show_progress=False)
+    empty = CLIPTokenizer()
+    end = {"end_of_word_suffix": "</w>"}
+    pairs = Tokenizer(models.BPE(continuing_subword_prefix="", **end))  # type: ignore[arg-type]
+    pairs.normalizer = empty.backend_tokenizer.normalizer
+    pairs.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
+    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    # The trainer numbers letters in the order of a hash table, and breaks ties between pairs by
+    # number; named beforehand they make the same tokenizer each time.
+    first = [empty.bos_token, empty.eos_token, *letters, *(letter + "</w>" for letter in letters)]
+    trainer: Any = trainers.BpeTrainer(
+        vocab_size=vocab_size, special_tokens=first, show_progress=False, **end
+    )
+    pairs.train_from_iterator(texts, trainer)
+    model = json.loads(pairs.to_str())["model"]
+    return CLIPTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
 
 
 def _train_words(texts: list[str], vocab_size: int) -> Any:

@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from hfgen.errors import HfgenError, one_of
 from hfgen.training.config import OptimizerConfig
+from hfgen.training.phase import learned
 
 
 def config_for_role(config: OptimizerConfig, role: str) -> OptimizerConfig:
@@ -28,10 +29,10 @@ def config_for_role(config: OptimizerConfig, role: str) -> OptimizerConfig:
 
 
 def build_optimizer(config: OptimizerConfig, model: nn.Module) -> torch.optim.Optimizer:
-    """An optimizer over all parameters of ``model``; the fused kernel where torch has one for the
+    """An optimizer over what ``model`` learns; the fused kernel where torch has one for the
     device.
     """
-    parameters = list(model.parameters())
+    parameters = learned(model)
     adam: dict[str, Any] = {
         "lr": config.learning_rate,
         "betas": (config.adam_beta1, config.adam_beta2),

@@ -35,4 +35,12 @@ class PhaseModule(nn.Module):
         """Let exactly the models of this phase collect gradients."""
         for role, model in self._models.items():
             if isinstance(model, nn.Module):
-                model.requires_grad_(role in self.trained)
+                model.requires_grad_(False)
+                for parameter in learned(model) if role in self.trained else ():
+                    parameter.requires_grad_(True)
+
+
+def learned(model: nn.Module) -> list[nn.Parameter]:
+    """What training changes: the low-rank adapters where peft has put some, else everything."""
+    adapters = [value for name, value in model.named_parameters() if ".lora_" in name]
+    return adapters or list(model.parameters())

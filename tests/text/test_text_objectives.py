@@ -1,0 +1,142 @@
+"""Objectives of texts and codes against closed forms."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hfgen.errors import HfgenError
+from hfgen.models.layers.vq import build_quantizer
+from hfgen.objectives.base import Clock
+from hfgen.objectives.contrastive import Contrastive
+from hfgen.objectives.discrete_vae import DiscreteVAE, kl_to_uniform
+from hfgen.objectives.image_codes import ImageCodes, drop_captions
+from hfgen.objectives.text_diffusion import TextDiffusion
+from hfgen.rng import Rng
+from tests.text import tiny
+
+CLOCK = Clock(0, 0, 100, 4)
+
+
+def pairs(captions: list[str]) -> dict[str, torch.Tensor]:
+    tokenizer = tiny.bytes_pairs()
+    ids = tokenizer(captions, padding="max_length", max_length=8, return_tensors="pt").input_ids
+    images = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    return {"images": images, "input_ids": ids}
+
+
+def test_contrastive_is_clips_own_loss():
+    model, batch = tiny.clip(tiny.bytes_pairs()), pairs(tiny.CAPTIONS[:4])
+    loss, _ = Contrastive().loss("contrast", {"clip": model}, batch, Rng(0), CLOCK)
+    theirs = model(input_ids=batch["input_ids"], pixel_values=batch["images"], return_loss=True)
+    torch.testing.assert_close(loss, theirs.loss)
+
+
+def test_equal_captions_share_the_target():
+    model, batch = tiny.clip(tiny.bytes_pairs()), pairs(["red heart"] * 4)
+    loss, logs = Contrastive().loss("contrast", {"clip": model}, batch, Rng(0), CLOCK)
+    assert float(logs["accuracy"]) == 1
+    with torch.no_grad():
+        similarity = model(**{"input_ids": batch["input_ids"], "pixel_values": batch["images"]})
+    per_text = -torch.log_softmax(similarity.logits_per_text, -1).mean()
+    per_image = -torch.log_softmax(similarity.logits_per_image, -1).mean()
+    torch.testing.assert_close(loss, (per_text + per_image) / 2)
+
+
+def test_micro_batches_are_refused():
+    model, batch = tiny.clip(tiny.bytes_pairs()), pairs(tiny.CAPTIONS[:4])
+    clock = Clock(0, 0, 100, 8)
+    with pytest.raises(HfgenError, match="gradient_accumulation_steps.*all 8 pairs.*got 4"):
+        Contrastive().loss("contrast", {"clip": model}, batch, Rng(0), clock)
+
+
+def test_kl_to_uniform():
+    even = torch.zeros(2, 3, 3, 5)
+    torch.testing.assert_close(kl_to_uniform(even), torch.zeros(2))
+    sure = F.one_hot(torch.zeros(2, 3, 3, dtype=torch.long), 5) * 100.0
+    torch.testing.assert_close(kl_to_uniform(sure), torch.full((2,), 9 * math.log(5)))
+    logits = torch.randn(1, 1, 1, 5)
+    q = torch.distributions.Categorical(logits=logits)
+    p = torch.distributions.Categorical(logits=torch.zeros_like(logits))
+    expected = torch.distributions.kl_divergence(q, p).sum()
+    torch.testing.assert_close(kl_to_uniform(logits)[0], expected)
+
+
+def test_gumbel_draws_follow_the_logits():
+    """The arg max of logits plus noise is a draw from their softmax (Gumbel 1954)."""
+    book = build_quantizer({"type": "gumbel", "num_embeddings": 3, "dim": 3})
+    with torch.no_grad():
+        book.codebook.copy_(torch.eye(3))
+        logits = torch.tensor([0.0, 1.0, 2.0]).expand(20_000, 1, 3)
+        uniform = torch.rand(20_000, 1, 3, generator=torch.Generator().manual_seed(0))
+        codes = book.relax(logits, uniform, temperature=1e-3)
+    share = codes.squeeze(-1).mean(0)
+    torch.testing.assert_close(share, logits[0, 0].softmax(0), atol=0.015, rtol=0)
+    assert float(codes.max(1).values.mean()) > 0.99, "nearly one code at a low temperature"
+
+
+def test_the_temperature_falls_by_a_cosine():
+    objective = DiscreteVAE(temperature=1.0, final_temperature=0.1, annealing=0.5)
+
+    def at(share: float) -> float:
+        return objective.temperature_at(Clock(0, int(share * 1000), 1000, 1))
+
+    assert at(0) == 1 and at(0.5) == pytest.approx(0.1) and at(1) == pytest.approx(0.1)
+    assert at(0.25) == pytest.approx(0.55)
+
+
+def test_the_bound_at_beta_one():
+    vae = tiny.codes({"type": "gumbel", "num_embeddings": 12, "dim": 4}).train()
+    images = torch.rand(4, 3, 16, 16) * 2 - 1
+    models, batch = {"vae": vae}, {"images": images}
+    logs = {
+        beta: DiscreteVAE(beta=beta).loss("vae", models, batch, Rng(0), CLOCK)[1]
+        for beta in (0.0, 1.0)
+    }
+    difference = logs[1.0]["loss"] - logs[0.0]["loss"]
+    torch.testing.assert_close(difference, logs[1.0]["kl"], rtol=1e-3, atol=1e-2)
+    with pytest.raises(HfgenError, match="needs {type: gumbel}"):
+        DiscreteVAE().loss("vae", {"vae": tiny.codes()}, batch, Rng(0), CLOCK)
+
+
+def test_image_codes_is_the_mean_negative_log_likelihood():
+    book = tiny.codes()
+    model = tiny.spread(tiny.transformer(book, text_vocab_size=64, text_length=8))
+    codes = torch.randint(12, (4, 4, 4, 1))
+    ids = torch.randint(64, (4, 8))
+    batch = {"images": codes, "input_ids": ids, "null_input_ids": ids[0]}
+    loss, _ = ImageCodes(caption_dropout=0).loss(
+        "prior", {"transformer": model}, batch, Rng(0), CLOCK
+    )
+    torch.testing.assert_close(loss, -model.log_prob(codes.flatten(1), ids).mean() / 16)
+    with pytest.raises(HfgenError, match="made for 16 codes of 12"):
+        wrong = {**batch, "images": codes + 5}
+        ImageCodes().loss("prior", {"transformer": model}, wrong, Rng(0), CLOCK)
+
+
+def test_dropped_captions_are_a_share_and_split_invariant():
+    batch = {"text": torch.ones(64, 2, 3), "null_text": torch.zeros(2, 3)}
+    dropped = drop_captions(batch, "text", Rng(0), 0.25)
+    share = 1 - float(dropped.mean())
+    assert 0.1 < share < 0.4
+    half = {"text": batch["text"][32:], "null_text": batch["null_text"]}
+    assert torch.equal(drop_captions(half, "text", Rng(0, start=32), 0.25), dropped[32:])
+    assert drop_captions(batch, "text", Rng(0), 0.0) is batch["text"]
+
+
+def test_text_diffusion_reads_the_text():
+    batch = {
+        "images": torch.randn(4, 4, 4, 4),
+        "text": torch.randn(4, 8, 16),
+        "null_text": torch.zeros(8, 16),
+    }
+    models = {"unet": tiny.unet(16), "scheduler": tiny.scheduler()}
+    loss, _ = TextDiffusion(caption_dropout=0).loss("denoise", models, batch, Rng(0), CLOCK)
+    other = {**batch, "text": -batch["text"]}
+    changed, _ = TextDiffusion(caption_dropout=0).loss("denoise", models, other, Rng(0), CLOCK)
+    assert not torch.equal(loss, changed)
+    with pytest.raises(HfgenError, match="model.text_encoder: missing"):
+        TextDiffusion().loss("denoise", models, {"images": batch["images"]}, Rng(0), CLOCK)
