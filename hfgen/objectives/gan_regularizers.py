@@ -74,9 +74,9 @@ def gradient(logits: Tensor, images: Tensor) -> Tensor:
     return result
 
 
-def squared_gradient(logits: Tensor, images: Tensor) -> Tensor:
-    """||grad_x D(x)||^2 of each row, [B], differentiable again."""
-    return gradient(logits, images).square().flatten(1).sum(1)
+def squared_norm(rows: Tensor) -> Tensor:
+    """||row||^2 of each row, [B]."""
+    return rows.square().flatten(1).sum(1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,7 +121,7 @@ class R1(ZeroCentred):
     leaves: ClassVar[frozenset[str]] = frozenset({"real"})
 
     def __call__(self, game: Game) -> Tensor:
-        return squared_gradient(game.real_verdict.logits, game.real)
+        return squared_norm(game.input_gradient("real"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ class R2(ZeroCentred):
     leaves: ClassVar[frozenset[str]] = frozenset({"fake"})
 
     def __call__(self, game: Game) -> Tensor:
-        return squared_gradient(game.fake_verdict.logits, game.fake)
+        return squared_norm(game.input_gradient("fake"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,7 +151,7 @@ class GradientPenalty(Weighted):
 
     def __call__(self, game: Game) -> Tensor:
         x = self._points(game).requires_grad_(True)
-        norm = (gradient(game.judge(x).logits, x).square().flatten(1).sum(1) + 1e-12).sqrt()
+        norm = (squared_norm(gradient(game.judge(x).logits, x)) + 1e-12).sqrt()
         excess = F.relu(norm - 1) if self.one_sided else norm - 1
         return excess.square()
 
