@@ -18,12 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import coverage_metrics
 from coverage_hub import hub_lines
 
 from hfgen import recipe as recipes
-from hfgen.evaluation.likelihood import BOUNDS
-from hfgen.evaluation.model_metrics import MODEL_METRICS
-from hfgen.evaluation.table import METRICS
 from hfgen.objectives.gan import GAN
 from hfgen.objectives.gan_losses import LOSSES
 
@@ -180,10 +178,8 @@ def all_rows(results: Mapping[str, Any]) -> Iterator[Row]:
             users_here = users.get((kind, name), [])
             recipe = next((r for r in users_here if r in results), next(iter(users_here), ""))
             yield row(kind, name, recipe, test_of(name, spoken, tests), results)
-    for name in METRICS:
-        yield metric_row("Metrics", name, score_names(name), tests, results)
-    for name in [*MODEL_METRICS, *BOUNDS]:
-        yield metric_row("Likelihood, reconstruction, representation", name, [name], tests, results)
+    for cells in coverage_metrics.rows(coverage_metrics.all_metrics(results), tests):
+        yield Row(*cells)
 
 
 def tables() -> list[tuple[str, dict[str, str]]]:
@@ -266,36 +262,6 @@ def row(kind: str, name: str, recipe: str, test: str, results: Mapping[str, Any]
     )
 
 
-def metric_row(
-    kind: str, name: str, scores: list[str], tests: Mapping[str, str], results: Mapping[str, Any]
-) -> Row:
-    for recipe, result in results.items():
-        for score in result["scores"]:
-            if (
-                score["name"] in scores
-                or score["name"].startswith(f"{name}_")
-                or name in score["settings"].split()
-            ):
-                number = f"{score['name']} {show(score)}"
-                return Row(
-                    kind,
-                    name,
-                    recipe,
-                    test_of(name, name, tests),
-                    f"[picture](images/{recipe}.png)",
-                    number,
-                )
-    return Row(kind, name, "", test_of(name, name, tests), "", "")
-
-
-def score_names(metric: str) -> list[str]:
-    pairs = {
-        "precision_recall": ["precision", "recall"],
-        "density_coverage": ["density", "coverage"],
-    }
-    return pairs.get(metric, [metric])
-
-
 # -- results
 
 
@@ -348,44 +314,6 @@ def result_tables(results: Mapping[str, Any]) -> str:
             ""
         ]
     return "\n".join(blocks)
-
-
-def published(results: Mapping[str, Any]) -> list[str]:
-    """Recipes of papers: the published number beside ours."""
-    held = {name: result for name, result in results.items() if "paper" in result}
-    if not held:
-        return []
-    blocks = [
-        "## Published numbers",
-        "",
-        "-ln p(x) in nats per test image of binarised MNIST, lower is better. A published schedule "
-        "takes hours to days on two cores, so each row says which share of it was run. "
-        "`static` binarisation draws every pixel once, from a seed, with its grey value as "
-        "probability; the set that papers share (Larochelle & Murray 2011) was drawn the same way, "
-        "but its draws, and its split into 50,000 training and 10,000 validation images, are not "
-        "ours: the noise floor is alike, individual images are not, and differences of some tenths "
-        "of a nat say nothing. `dynamic` draws training pixels anew at each visit and test pixels "
-        "once. Bounds are computed on the first 1,000 test images with at most 500 samples; fewer "
-        "samples than published make our number larger, never smaller, in expectation.",
-        "",
-        *header("recipe", "command", "published", "ours", "bound", "time", "schedule", "source"),
-    ]
-    for name, result in sorted(held.items()):
-        paper, ours = recipes.load(name).paper, result["paper"]
-        assert paper is not None
-        share = result["images_seen"] / paper.images if paper.images else None
-        cells = [
-            f"`{name}`",
-            f"`hfgen train {name}`",
-            f"{paper.value:.2f}",
-            show(ours),
-            ours["bound"],
-            minutes(result),
-            "not stated" if share is None else f"{min(share, 1):.1%}",
-            paper.source,
-        ]
-        blocks.append(f"| {' | '.join(cells)} |")
-    return [*blocks, ""]
 
 
 def published(results: Mapping[str, Any]) -> list[str]:

@@ -40,8 +40,8 @@ def rows(results: Mapping[str, Any], tests: Mapping[str, str]) -> Iterator[Cells
         if metric.backbone is None or packaged(metric.backbone):
             yield _row(kind, name, found, test)
         else:
-            network = test_of([backbone_class(metric.backbone).__name__], tests)
-            yield (kind, name, "", f"{test}, {network}", "", _awaited(metric.backbone))
+            cell = f"{test}, {_network_test(metric.backbone, tests)}"
+            yield (kind, name, "", cell, "", _awaited(metric.backbone))
     for metric in MODEL_METRICS.values():
         kind = "Likelihood, reconstruction, representation"
         for score, function in metric.functions.items():
@@ -51,12 +51,11 @@ def rows(results: Mapping[str, Any], tests: Mapping[str, str]) -> Iterator[Cells
             else:
                 yield _row(kind, score, [find(results, score)], test)
     for name in backbones.BACKBONES:
-        test = test_of([backbone_class(name).__name__, name], tests)
-        number = _awaited(name)
+        test = _network_test(name, tests)
         if packaged(name):
             yield _row("Backbones", name, [find(results, "fd")], test)
         else:
-            yield ("Backbones", name, "", test, "", number)
+            yield ("Backbones", name, "", test, "", _awaited(name))
 
 
 def all_metrics(results: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,6 +100,12 @@ def packaged(backbone: str) -> bool:
 
 def _awaited(backbone: str) -> str:
     return f"not measured: `{backbone}` needs {backbone_class(backbone).weights_from}"
+
+
+def _network_test(backbone: str, tests: Mapping[str, str]) -> str:
+    """The evaluation's test of a network: of inception, parity with torch-fidelity's."""
+    own = {path: text for path, text in tests.items() if "/evaluation/" in path}
+    return test_of([backbone_class(backbone).__name__, backbone], own)
 
 
 def _plain(function: Any) -> str:

@@ -40,6 +40,9 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--cache-dir", metavar="FOLDER", help="of reference features")
     parser.add_argument("--output", metavar="FOLDER", help="for metrics.json and pictures")
+    parser.add_argument(
+        "--add", action="store_true", help="keep other scores that the output holds already"
+    )
 
 
 def add_compare_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +74,7 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
         images=options.images,
         reference=options.reference,
         output=options.output,
+        add=options.add,
         weights=_pairs("--weights", options.weights),
         call=call,
         **settings,

@@ -177,10 +177,13 @@ def _denoiser(pipeline: Any) -> tuple[Parameterisation, Network]:
     except ValueError as error:
         raise HfgenError(f"{name}: {error}") from error
     unet, null = pipeline.unet, _null_label(pipeline)
+    told = bool(pipeline.config.get("self_conditioning", 0.0))  # nothing: a density has no memory
 
     def network(sample: Tensor, time: Tensor) -> Tensor:
         labels = None if null is None else torch.full_like(time, null, dtype=torch.int64)
-        return run_network(unet, sample.to(unet.dtype), time, labels).to(sample.dtype)
+        seen = torch.zeros_like(sample) if told else None
+        output = run_network(unet, sample.to(unet.dtype), time, labels, seen=seen)
+        return output.to(sample.dtype)
 
     return param, network
 

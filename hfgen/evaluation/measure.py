@@ -34,6 +34,7 @@ from hfgen.evaluation.store import FeatureStore
 from hfgen.evaluation.table import METRICS, Evidence, Metric
 from hfgen.evaluation.world import world
 
+METRICS_FILE = "metrics.json"
 DEFAULT_BACKBONE = "efficientnet-lite0"
 DEFAULT_METRICS = ("fd", "kd", "precision_recall", "density_coverage", "vendi", "vendi_ratio")
 
@@ -93,6 +94,7 @@ def evaluate(
     images: str | Path | Images | None = None,
     reference: str | Path | Images | None = None,
     output: str | Path | None = None,
+    add: bool = False,
     **options: Any,
 ) -> Results:
     """Measure ``model`` or ``images`` against ``data`` or ``reference``.
@@ -108,6 +110,7 @@ def evaluate(
         output: folder for ``metrics.json``, ``samples.png`` and ``neighbours.png``; a killed
             evaluation continues from there. By default ``evaluation`` in the model's folder;
             nothing is kept for a model or images given as objects.
+        add: keep the scores of other metrics that ``output`` holds already.
         **options: fields of ``Options``.
     Returns:
         The same on every process.
@@ -118,7 +121,7 @@ def evaluate(
     subject = _Subject.of(model, images, data, heldout, reference, settings)
     folder = _output_folder(output, model, images)
     with tempfile.TemporaryDirectory() as scratch:
-        session = _Session(subject, settings, Path(scratch), folder)
+        session = _Session(subject, settings, Path(scratch), folder, add)
         results = session.run()
     return results
 
@@ -163,8 +166,15 @@ class _Subject:
 class _Session:
     """One evaluation: which backbones are needed, one pass over each set, then the numbers."""
 
-    def __init__(self, subject: _Subject, settings: Options, scratch: Path, output: Path | None):
-        self.subject, self.settings, self.output = subject, settings, output
+    def __init__(
+        self,
+        subject: _Subject,
+        settings: Options,
+        scratch: Path,
+        output: Path | None,
+        add: bool,
+    ):
+        self.subject, self.settings, self.output, self.add = subject, settings, output, add
         self.state = world()
         self.scratch = scratch
         self.cache = cache_root(settings.cache_dir) / "evaluation"
@@ -200,7 +210,7 @@ class _Session:
             passes[True] = _Pass(decoded, images, stores, heldout)
         found: list[Any] = [None]
         if self.state.is_main_process:
-            found = [self._results(passes, heldout, speed)]
+            found = [self._added(self._results(passes, heldout, speed))]
         if self.state.num_processes > 1:
             broadcast_object_list(found)
         if self.state.is_main_process and self.output:
@@ -251,6 +261,12 @@ class _Session:
             output=str(self.output or ""),
         )
 
+    def _added(self, results: Results) -> Results:
+        """With the scores of before, where they are to be kept."""
+        if not (self.add and self.output and (self.output / METRICS_FILE).exists()):
+            return results
+        return results.added_to(Results.load(self.output / METRICS_FILE))
+
     def _pipeline(self, metric: str) -> Any:
         if self.subject.pipeline is None:
             raise HfgenError(f"metrics: {metric} needs a model, not a folder of images")
@@ -285,7 +301,7 @@ class _Session:
             save_samples(samples, self.output / "samples.png")
             target = self.output / "neighbours.png"
             save_neighbours(samples, reference, measured.reference, target)
-        results.save(self.output / "metrics.json")
+        results.save(self.output / METRICS_FILE)
 
 
 @dataclass(frozen=True)

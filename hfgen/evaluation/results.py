@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +71,19 @@ class Results:
     def values(self) -> dict[str, float]:
         """Name -> value."""
         return {score.name: score.value for score in self.scores}
+
+    def added_to(self, before: Results) -> Results:
+        """``before`` with these scores, which take the place of those of the same name."""
+        names = {score.name for score in self.scores}
+        kept = tuple(score for score in before.scores if score.name not in names)
+        return replace(
+            self,
+            scores=kept + self.scores,
+            protocols={**before.protocols, **self.protocols},
+            warnings=tuple(dict.fromkeys(before.warnings + self.warnings)),
+            images_per_second=self.images_per_second or before.images_per_second,
+            num_parameters=self.num_parameters or before.num_parameters,
+        )
 
     def table(self) -> str:
         """Scores, error bars, direction, constants and protocols as text."""
