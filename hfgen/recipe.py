@@ -45,6 +45,7 @@ MODELS: dict[str, str] = {
     "VampPrior": "hfgen.models.prior_vamp:VampPrior",
     "FlowPrior": "hfgen.models.prior_flow:FlowPrior",
     "CodePrior": "hfgen.models.prior_codes:CodePrior",
+    "PixelCNNPrior": "hfgen.models.prior_pixelcnn:PixelCNNPrior",
     "TwoStagePrior": "hfgen.models.prior_two_stage:TwoStagePrior",
     "SphereUniformPrior": "hfgen.models.prior_sphere:SphereUniformPrior",
     "PoincarePrior": "hfgen.models.prior_poincare:PoincarePrior",

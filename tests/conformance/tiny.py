@@ -201,6 +201,16 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
             num_heads=2,
         )
     ],
+    "PixelCNNPrior": [
+        prior(
+            noise(2, 3, 3),
+            latent_shape=[2, 3, 3],
+            num_embeddings=5,
+            hidden_size=8,
+            num_layers=2,
+            kernel_size=3,
+        )
+    ],
     "TwoStagePrior": [
         TinyModel(
             options={"latent_shape": [4], "hidden_size": 8, "num_samples": 2},
