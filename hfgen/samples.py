@@ -84,6 +84,15 @@ def sample_call(pipeline: Any, recipe: Any) -> dict[str, Any]:
     return {**steps, **recipe.logging.sample_call}
 
 
+def validation_images(recipe: Any, count: int) -> list[Image.Image]:
+    """The first ``count`` held-out images of a recipe's data. Raises HfgenError: no such data."""
+    from hfgen.data import load_source
+
+    source = load_source(recipe.data, split="validation")
+    pixels = source.uint8(range(min(count, len(source)))).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(p[..., 0] if p.shape[2] == 1 else p) for p in pixels]
+
+
 def accepted(pipeline: Any, **options: Any) -> dict[str, Any]:
     """Those of ``options`` that the pipeline's call has a parameter for."""
     parameters = inspect.signature(pipeline.__call__).parameters

@@ -15,6 +15,7 @@ from hfgen.errors import HfgenError
 from hfgen.hub.client import HubUnavailable
 from hfgen.hub.config import HubConfig
 from hfgen.hub.folder import record
+from hfgen.hub.pictures import refresh_pictures
 from hfgen.hub.push import Pushed, push
 
 
@@ -145,8 +146,10 @@ class RunPusher:
         return True
 
     def finish(self) -> Pushed:
-        """Push the finished run, and wait for it. Raises HfgenError where that fails."""
+        """Push the finished run with the pictures of its card, and wait for it. Raises HfgenError
+        where that fails."""
         self._background.wait()
+        refresh_pictures(self.run)
         return self._push(self.run, f"{self.run.name}: training finished")
 
     def _every(self) -> int:

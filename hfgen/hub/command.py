@@ -5,6 +5,7 @@ heavy until a command runs.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 
 def add_push_arguments(parser: argparse.ArgumentParser) -> None:
@@ -52,8 +53,12 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_push(options: argparse.Namespace, _: list[str]) -> int:
     """Push, and print where it is; 0."""
+    from hfgen.hub.client import check_repo_id
+    from hfgen.hub.pictures import refresh_pictures
     from hfgen.hub.push import push
 
+    check_repo_id(options.repo_id)
+    refresh_pictures(Path(options.folder))
     given = vars(options)
     names = ("private", "create_pr", "revision", "message", "token", "checkpoint")
     pushed = push(options.folder, options.repo_id, **{name: given[name] for name in names})
@@ -77,15 +82,11 @@ def run_check(options: argparse.Namespace, _: list[str]) -> int:
 
 def run_card(options: argparse.Namespace, _: list[str]) -> int:
     """Write or refresh the card, with pictures that are missing, and print its path; 0."""
-    from pathlib import Path
-
     from hfgen.hub.card import write_card
-    from hfgen.hub.pictures import draw_missing
+    from hfgen.hub.pictures import refresh_pictures
 
-    path = write_card(options.folder, repo_id=options.repo_id)
-    if draw_missing(Path(options.folder)):
-        path = write_card(options.folder, repo_id=options.repo_id)
-    print(path)
+    refresh_pictures(Path(options.folder))
+    print(write_card(options.folder, repo_id=options.repo_id))
     return 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,21 +14,88 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from hfgen import recipe as recipes
+from hfgen.errors import HfgenError
+from hfgen.hub.card import write_card
+from hfgen.hub.folder import check_pipeline, components
 from hfgen.hub.load import load
-from hfgen.samples import accepted, draw, grid
+from hfgen.recipe import Recipe
+from hfgen.samples import (
+    accepted,
+    draw,
+    draws_images,
+    grid,
+    sample_call,
+    takes_prompt,
+    validation_images,
+)
 
 COLUMNS = 8
 MAX_STEPS = 100
 
 
-def draw_missing(run: Path, *, seed: int = 0) -> list[Path]:
-    """Draw those pictures of a run (or a pipeline folder) that are not in its ``samples`` yet,
-    reconstructions left out: they need images of the data.
+def refresh_pictures(run: Path) -> None:
+    """``draw_missing``, after the card was found to be in order; a pipeline whose own code may not
+    run here goes without, and that is said.
+
+    Raises:
+        HfgenError: as ``write_card``.
     """
-    present = {path.stem for path in (run / "samples").glob("*.png")}
-    if {"grid", "interpolation"} <= present or {"grid", "denoising"} <= present:
+    write_card(run)
+    try:
+        draw_missing(run)
+    except HfgenError as error:
+        print(f"hfgen: pictures not drawn: {error}", file=sys.stderr)
+
+
+def draw_missing(run: Path, *, seed: int = 0) -> list[Path]:
+    """Draw those pictures of a run (or a pipeline folder) that its ``samples`` lack, or that are
+    older than its pipeline; reconstructions only where the recipe's data is at hand.
+
+    Raises:
+        HfgenError: as ``hfgen.load``.
+    """
+    folder = run / "pipeline" if (run / "pipeline").is_dir() else run
+    exported = (folder / "model_index.json").stat().st_mtime
+    drawn = [path for path in (run / "samples").glob("*.png") if path.stat().st_mtime >= exported]
+    present = {path.stem for path in drawn}
+    if expected_pictures(folder) <= present:
         return []
-    return draw_pictures(load(run), run / "samples", seed=seed, keep=present)
+    pipeline, recipe = load(run), _recipe(run)
+    return draw_pictures(
+        pipeline,
+        run / "samples",
+        images=_images(pipeline, recipe),
+        seed=seed,
+        keep=present,
+        call=sample_call(pipeline, recipe) if recipe else None,
+    )
+
+
+def expected_pictures(folder: Path) -> set[str]:
+    """What the components of a pipeline let expect of its card."""
+    roles = components(check_pipeline(folder))
+    if "tokenizer" in roles or "clip" in roles:
+        return {"grid"}  # of the training's own texts
+    if "scheduler" in roles:
+        return {"grid", "denoising"}
+    return {"grid", "interpolation"} | ({"reconstructions"} if "vae" in roles else set())
+
+
+def _recipe(run: Path) -> Recipe | None:
+    file = run / "recipe.yaml"
+    return recipes.decode(recipes.read(file), lambda key: str(file)) if file.is_file() else None
+
+
+def _images(pipeline: Any, recipe: Recipe | None) -> list[Image.Image]:
+    """Held-out images; none, and why, where they are not to be had."""
+    if recipe is None or not hasattr(type(pipeline), "reconstruct"):
+        return []
+    try:
+        return validation_images(recipe, 2 * COLUMNS)
+    except HfgenError as error:
+        print(f"hfgen: no reconstructions: {error}", file=sys.stderr)
+        return []
 
 
 def draw_pictures(
@@ -37,6 +105,7 @@ def draw_pictures(
     images: list[Image.Image] | None = None,
     seed: int = 0,
     keep: set[str] = frozenset(),  # type: ignore[assignment]
+    call: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Write ``grid.png`` and, as far as the pipeline can, ``interpolation.png`` (from latents),
     ``reconstructions.png`` (of ``images``), ``denoising.png`` (with a scheduler).
@@ -44,15 +113,19 @@ def draw_pictures(
     Args:
         images: of the data, of the model's size.
         keep: names that are not drawn again.
+        call: arguments of every call; default a number of steps that a CPU bears.
     Returns:
-        The files written.
+        The files written; none for a pipeline that draws from texts, or draws nothing.
     """
+    if takes_prompt(pipeline) or not draws_images(pipeline):
+        return []
     pipeline.set_progress_bar_config(disable=True)
+    call = _steps(pipeline) if call is None else call
     drawings = {
-        "grid": lambda: grid(draw(pipeline, 64, seed=seed, **_steps(pipeline)), columns=COLUMNS),
+        "grid": lambda: grid(draw(pipeline, 64, seed=seed, **call), columns=COLUMNS),
         "interpolation": lambda: interpolation(pipeline, seed),
         "reconstructions": lambda: reconstructions(pipeline, images or []),
-        "denoising": lambda: denoising(pipeline, seed),
+        "denoising": lambda: denoising(pipeline, seed, call),
     }
     folder.mkdir(parents=True, exist_ok=True)
     written = []
@@ -97,12 +170,12 @@ def reconstructions(pipeline: Any, images: list[Image.Image]) -> Image.Image | N
     )
 
 
-def denoising(pipeline: Any, seed: int, rows: int = 4) -> Image.Image | None:
+def denoising(pipeline: Any, seed: int, call: dict[str, Any], rows: int = 4) -> Image.Image | None:
     """From noise to images, left to right; None for a pipeline that takes no steps in pixels."""
     if "num_inference_steps" not in inspect.signature(pipeline.__call__).parameters:
         return None
     generators = [torch.Generator().manual_seed(seed + row) for row in range(rows)]
-    options = {"batch_size": rows, "generator": generators, **_steps(pipeline)}
+    options = {"batch_size": rows, "generator": generators, **call}
     labels = {"class_labels": list(range(rows))} if _num_classes(pipeline) else {}
     with _watched(pipeline) as inputs:
         last = pipeline(**accepted(pipeline, **options, **labels)).images

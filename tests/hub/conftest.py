@@ -66,6 +66,7 @@ RECIPE = """\
 format_version: 1
 name: tiny-ddpm
 family: diffusion
+pipeline: DDPMPipeline
 description: A tiny diffusion model.
 data: {path: mnist, split: train, resolution: 8}
 model: {unet: {type: UNet2DModel}, scheduler: {type: DDPMScheduler}}
@@ -73,6 +74,7 @@ objective: {type: diffusion}
 optimizer: {type: adamw, learning_rate: 0.001}
 training: {total_images: 1000, total_batch_size: 10, mixed_precision: 'no'}
 ema: {half_lives: [500]}
+logging: {num_inference_steps: 10}
 hub: {license: apache-2.0}
 """
 METRICS = {

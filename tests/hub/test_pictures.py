@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
+import shutil
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
+
+from hfgen.data import DataConfig, load_source
 
 CODE = """
 import torch
@@ -84,12 +90,59 @@ for row, image in enumerate(made):
     assert tiles[:, :, 0].std() > 40  # standard normal noise over [-1, 1] spans most of the greys
 
 
+MISSING = """
+from pathlib import Path
+from hfgen.hub.pictures import draw_missing, refresh_pictures
+"""
+
+
 def test_missing_ones_are_drawn_once(client, run_folder):
+    code = MISSING + "result = [[p.name for p in draw_missing(Path(run))] for _ in range(2)]"
+    shutil.rmtree(run_folder / "samples")
+    names = ["grid.png", "denoising.png"]
+    assert client.run(code, run=str(run_folder)) == [names, []]
+
+
+def test_those_of_an_earlier_pipeline_are_drawn_again(client, run_folder):
+    client.run(MISSING + "draw_missing(Path(run))", run=str(run_folder))
+    later = time.time() + 10
+    os.utime(run_folder / "pipeline" / "model_index.json", (later, later))
+    code = MISSING + "result = [p.name for p in draw_missing(Path(run))]"
+    assert client.run(code, run=str(run_folder)) == ["grid.png", "denoising.png"]
+
+
+def test_reconstructions_are_of_held_out_images_of_the_recipe(client, tmp_path):
     code = """
     from pathlib import Path
-    from hfgen.hub.pictures import draw_missing
-    result = [[p.name for p in draw_missing(Path(run))] for _ in range(2)]
+    import hfgen
+    from hfgen.hub.pictures import refresh_pictures
+    hfgen.train("mnist-vae", **small, output_dir=run)
+    refresh_pictures(Path(run))
+    from hfgen.hub.card import write_card
+    write_card(run)
     """
-    grid = (run_folder / "samples" / "grid.png").read_bytes()
-    assert client.run(code, run=str(run_folder)) == [["denoising.png"], []]
-    assert (run_folder / "samples" / "grid.png").read_bytes() == grid
+    small = {"training.max_steps": 2, "training.total_batch_size": 8, "data.max_images": 64}
+    small |= {"logging.num_sample_images": 4, "model.vae.hidden_size": 8}
+    client.run(code, run=str(tmp_path / "vae"), small=small)
+    pixels = read(tmp_path / "vae" / "samples" / "reconstructions.png")
+    first = load_source(DataConfig(path="mnist", max_images=64), split="validation").uint8([0])
+    assert (pixels[2:30, 2:30] == first[0, 0].numpy()).all()
+    assert "](samples/reconstructions.png)" in (tmp_path / "vae" / "README.md").read_text()
+
+
+def test_code_that_may_not_run_is_shared_without_pictures(client, run_folder):
+    """A push goes on, and says why."""
+    index = run_folder / "pipeline" / "model_index.json"
+    index.write_text(json.dumps({**json.loads(index.read_text()), "unet": ["own__01234567", "X"]}))
+    shutil.rmtree(run_folder / "samples")
+    code = """
+    import contextlib, io
+    from pathlib import Path
+    from hfgen.hub.pictures import refresh_pictures
+    said = io.StringIO()
+    with contextlib.redirect_stderr(said):
+        refresh_pictures(Path(run))
+    result = said.getvalue()
+    """
+    said = client.run(code, run=str(run_folder))
+    assert said.startswith("hfgen: pictures not drawn:") and "code of its own (unet)" in said
