@@ -41,8 +41,8 @@ def _train_bpe(texts: list[str], vocab_size: int) -> Any:
             "from 600"
         )
     empty = CLIPTokenizer()
-    end = {"end_of_word_suffix": "</w>"}
-    pairs = Tokenizer(models.BPE(continuing_subword_prefix="", **end))  # type: ignore[arg-type]
+    end: dict[str, Any] = {"end_of_word_suffix": "</w>"}
+    pairs: Any = Tokenizer(models.BPE(continuing_subword_prefix="", **end))
     pairs.normalizer = empty.backend_tokenizer.normalizer
     pairs.pre_tokenizer = empty.backend_tokenizer.pre_tokenizer
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -54,7 +54,8 @@ def _train_bpe(texts: list[str], vocab_size: int) -> Any:
     )
     pairs.train_from_iterator(texts, trainer)
     model = json.loads(pairs.to_str())["model"]
-    return CLIPTokenizer(vocab=model["vocab"], merges=[tuple(pair) for pair in model["merges"]])
+    merges: Any = [tuple(pair) for pair in model["merges"]]
+    return CLIPTokenizer(vocab=model["vocab"], merges=merges)
 
 
 def _train_words(texts: list[str], vocab_size: int) -> Any:

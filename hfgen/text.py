@@ -69,7 +69,8 @@ def with_text(recipe: Recipe, source: Source, device: torch.device | str = "cpu"
 
 def make_tokenizer(setting: Any, texts: list[str]) -> Any:
     """The tokenizer of ``model.tokenizer``: loaded, or trained on ``texts``."""
-    options = {"pretrained": setting} if isinstance(setting, str) else dict(setting)
+    given = {"pretrained": setting} if isinstance(setting, str) else setting
+    options: dict[str, Any] = dict(given)
     if "type" in options:
         try:
             return train_tokenizer(texts, **options)

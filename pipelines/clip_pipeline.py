@@ -39,7 +39,8 @@ class CLIPScorePipeline(SelfContainedMixin, DiffusionPipeline):
     ):
         super().__init__()
         self.register_modules(clip=clip, tokenizer=tokenizer, image_processor=image_processor)
-        check_belongs(tokenizer, clip.config.text_config.vocab_size, "text encoder")
+        text: Any = clip.config.text_config
+        check_belongs(tokenizer, text.vocab_size, "text encoder")
 
     @torch.no_grad()
     def __call__(self, images: list[Image.Image], prompt: str | list[str]) -> Tensor:

@@ -212,11 +212,11 @@ class CodesPipeline(SelfContainedMixin, DiffusionPipeline):
         other: Tensor | None,
         prefix: Tensor,
         uniform: Tensor,
-        filters: tuple[float, float, int | None, float],
+        filters: tuple[float, float, int | None, float],  # guidance, temperature, top-k, top-p
         use_cache: bool,
     ) -> tuple[Tensor, Tensor]:
         """Codes [B, length] and ln of the probability [B] that they were drawn with."""
-        scale, *rest = filters
+        scale, temperature, top_k, top_p = filters
         both = condition if other is None or condition is None else torch.cat([condition, other])
         repeat = 2 if other is not None else 1
         codes, model = prefix, self.transformer
@@ -232,7 +232,7 @@ class CodesPipeline(SelfContainedMixin, DiffusionPipeline):
                     logits = model.step(codes.repeat(repeat, 1), cache)
             else:
                 logits = model.step(codes[:, -1:].repeat(repeat, 1), cache)
-            log_p = _filtered(_guided(logits, scale, repeat), *rest)
+            log_p = _filtered(_guided(logits, scale, repeat), temperature, top_k, top_p)
             index = _pick(log_p.exp(), uniform[:, i : i + 1].to(log_p.device))
             nats = nats + log_p.gather(1, index).squeeze(1)
             codes = torch.cat([codes, index], dim=1)

@@ -63,7 +63,6 @@ class CodeTransformer(ModelMixin, ConfigMixin):
                 resid_pdrop=dropout,
                 embd_pdrop=dropout,
                 attn_pdrop=dropout,
-                attn_implementation="sdpa",
                 bos_token_id=num_embeddings,
                 eos_token_id=num_embeddings,
             )
