@@ -368,6 +368,14 @@ class Parameterisation:
         alpha, sigma = (like_image(s, x_t) for s in self.path.alpha_sigma(t))
         return self.prediction.denoised(output, x_t, alpha, sigma)
 
+    def denoised_input(self, output: Tensor, sample: Tensor, time: Tensor) -> Tensor:
+        """The image that ``output`` means, from what the network was called with: ``sample``
+        [B, ...] and ``time`` [B], as ``model_input`` gives them.
+        """
+        t = self.path.from_model_time(time)
+        unit, _ = self.path.model_input(torch.ones_like(sample), t)
+        return self.denoised(output, sample / unit, t)
+
     def noise(self, denoised: Tensor, x_t: Tensor, t: Tensor) -> Tensor:
         """The noise that goes with a denoised image: (x_t - alpha x) / sigma."""
         alpha, sigma = (like_image(s, x_t) for s in self.path.alpha_sigma(t))
@@ -375,7 +383,12 @@ class Parameterisation:
 
 
 def run_network(
-    network: Any, sample: Tensor, time: Tensor, labels: Tensor | None, second: Tensor | None = None
+    network: Any,
+    sample: Tensor,
+    time: Tensor,
+    labels: Tensor | None,
+    second: Tensor | None = None,
+    seen: Tensor | None = None,
 ) -> Tensor:
     """A diffusers denoiser's output for what ``model_input`` gives it.
 
@@ -383,7 +396,11 @@ def run_network(
         labels: [B], or None for a network without classes.
         second: [B], where a network with ``second_time`` is to go; by default it stays at ``time``,
             where an average velocity is the velocity.
+        seen: the image of an earlier evaluation, for a self-conditioned network, which takes twice
+            the channels (Chen et al. 2023, section 3).
     """
+    if seen is not None:
+        sample = torch.cat([sample, seen.to(sample.dtype)], dim=1)
     conditions = {} if labels is None else {"class_labels": labels}
     if network.config.get("second_time", False):
         conditions["second_timestep"] = time if second is None else second

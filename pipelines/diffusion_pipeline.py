@@ -52,6 +52,8 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
         label_dropout: share of labels that were dropped in training; above 0, the last class is the
             null label, and classifier-free guidance is possible.
         decoder_likelihood: what the autoencoder's output means; None for the image itself.
+        self_conditioning: above 0, ``unet`` was trained on its own earlier images too, and takes
+            twice the channels; each evaluation is told the image of the one before.
     """
 
     model_cpu_offload_seq = "unet->vae"
@@ -66,17 +68,23 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
         vae: ModelMixin | None = None,
         label_dropout: float = 0.0,
         decoder_likelihood: dict | None = None,
+        self_conditioning: float = 0.0,
     ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler, guide=guide, vae=vae)
-        self.register_to_config(label_dropout=label_dropout, decoder_likelihood=decoder_likelihood)
-        _check_latent_channels(unet, vae)
+        self.register_to_config(
+            label_dropout=label_dropout,
+            decoder_likelihood=decoder_likelihood,
+            self_conditioning=self_conditioning,
+        )
+        _check_latent_channels(vae, self.latent_shape[0])
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
         """[C, H, W] of the noise: of the images, or of their latents."""
         size = self.unet.config["sample_size"]
-        return (self.unet.config["in_channels"], size, size)
+        channels = self.unet.config["in_channels"]
+        return (channels // 2 if self.config["self_conditioning"] else channels, size, size)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -259,17 +267,18 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
         device = self._execution_device
         labels = check_labels(class_labels, self.num_classes, batch_size, device)
         if scale == 1.0:
-            return partial(self._forward, self.unet, labels)
+            return self._conditioned(self.unet, labels)
         other = self._other_labels(negative_class_labels, labels, batch_size)
         weaker = self.guide if self.guide is not None else self.unet
         path, (low, high) = parameterisation(self.scheduler).path, interval
+        guided, away = self._conditioned(self.unet, labels), self._conditioned(weaker, other)
 
         def network(sample: Tensor, time: Tensor, second: Tensor | None = None) -> Tensor:
-            output = self._forward(self.unet, labels, sample, time, second)
+            output = guided(sample, time, second)
             alpha, sigma = path.alpha_sigma(path.from_model_time(time[:1]))
             if not low * alpha < sigma <= high * alpha:
                 return output
-            base = self._forward(weaker, other, sample, time, second)
+            base = away(sample, time, second)
             return base + scale * (output - base)
 
         return network
@@ -292,6 +301,21 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
             )
         return torch.full_like(labels, self.unet.config["num_class_embeds"] - 1)
 
+    def _conditioned(self, network: Any, labels: Tensor | None) -> Any:
+        """The network under labels: (input, time, second time) -> output, float32."""
+        if not self.config["self_conditioning"]:
+            return partial(self._forward, network, labels)
+        param, seen = parameterisation(self.scheduler), None
+
+        def call(sample: Tensor, time: Tensor, second: Tensor | None = None) -> Tensor:
+            nonlocal seen
+            seen = torch.zeros_like(sample) if seen is None else seen
+            output = self._forward(network, labels, sample, time, second, seen)
+            seen = param.denoised_input(output[:, : sample.shape[1]], sample, time).to(sample)
+            return output
+
+        return call
+
     def _forward(
         self,
         network: Any,
@@ -299,8 +323,10 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
         sample: Tensor,
         time: Tensor,
         second: Tensor | None = None,
+        seen: Tensor | None = None,
     ) -> Tensor:
-        return run_network(network, sample.to(network.dtype), time, labels, second).float()
+        sample = sample.to(network.dtype)
+        return run_network(network, sample, time, labels, second, seen).float()
 
     def _run_scheduler(
         self, network: Network, z: Tensor, steps: int, generator: Generators
@@ -352,12 +378,12 @@ def _check_steps(steps: int) -> None:
         raise ValueError(f"num_inference_steps={steps}: must be at least 1")
 
 
-def _check_latent_channels(unet: Any, vae: Any) -> None:
+def _check_latent_channels(vae: Any, channels: int) -> None:
     has = None if vae is None else latent_channels(vae)
-    if has is not None and has != unet.config["in_channels"]:
+    if has is not None and has != channels:
         raise ValueError(
-            f"vae: {type(vae).__name__} has latents of {has} channels, the unet takes "
-            f"{unet.config['in_channels']}: not the autoencoder that it was trained on"
+            f"vae: {type(vae).__name__} has latents of {has} channels, the unet takes {channels}: "
+            "not the autoencoder that it was trained on"
         )
 
 

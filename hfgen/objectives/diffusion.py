@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hfgen.chain import Chain, split_variance
-from hfgen.denoising import Parameterisation, parameterisation, run_network
+from hfgen.denoising import Parameterisation, like_image, parameterisation, run_network
 from hfgen.errors import HfgenError
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
 from hfgen.objectives.diffusion_couplings import Coupling, IndependentCoupling
@@ -50,6 +50,9 @@ class Diffusion(Objective):
         label_dropout: share of the labels that is replaced by the null label, for classifier-free
             guidance (Ho & Salimans 2022). The null label is the network's last class: set
             ``num_class_embeds`` to classes + 1.
+        self_conditioning: share of the rows that are told the image of a first evaluation, 0.5 in
+            the paper (Chen et al. 2023, "Analog bits", section 3.2); the others are told zeros. The
+            network takes twice the channels: set its ``in_channels``.
     """
 
     network: str = "unet"
@@ -59,10 +62,13 @@ class Diffusion(Objective):
     bound_weight: float = 1e-3
     coupling: Coupling = field(default_factory=IndependentCoupling)
     label_dropout: float = 0.0
+    self_conditioning: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.label_dropout < 1:
             raise HfgenError(f"label_dropout must be in [0, 1), got {self.label_dropout}")
+        if not 0 <= self.self_conditioning <= 1:
+            raise HfgenError(f"self_conditioning must be in [0, 1], got {self.self_conditioning}")
 
     @property
     def phases(self) -> tuple[Phase, ...]:
@@ -84,7 +90,8 @@ class Diffusion(Objective):
         u, kept = self._shares(models, rng, len(x), clock)
         t = self.time.at(u, param.path)
         x_t = param.path.add_noise(x, noise, t)
-        output, raw = split_variance(predict(network, param, x_t, t, labels), x.shape[1])
+        seen = self._seen(network, param, x_t, t, labels, rng)
+        output, raw = split_variance(predict(network, param, x_t, t, labels, seen), x.shape[1])
         error = per_image_error(output, param.target(x, noise, t))
         rows, terms = self._weighted(models, param, t, error), {"mse": error.mean()}
         if raw is not None:
@@ -113,6 +120,25 @@ class Diffusion(Objective):
         if not self.importance:
             return u, torch.ones_like(u)
         return cast(LossHistory, models["loss_history"]).warp(u, clock.step)
+
+    def _seen(
+        self,
+        network: nn.Module,
+        param: Parameterisation,
+        x_t: Tensor,
+        t: Tensor,
+        labels: Tensor | None,
+        rng: Rng,
+    ) -> Tensor | None:
+        """What a self-conditioned network is told: its own first image, or zeros."""
+        if self.self_conditioning == 0:
+            return None
+        nothing = torch.zeros_like(x_t)
+        with torch.no_grad():
+            output = predict(network, param, x_t, t, labels, nothing)
+            first = param.denoised(split_variance(output, x_t.shape[1])[0], x_t, t)
+        told = rng.rand("self_conditioning", (len(x_t),)) < self.self_conditioning
+        return torch.where(like_image(told, x_t), first, nothing)
 
     def _weighted(
         self, models: Mapping[str, nn.Module], param: Parameterisation, t: Tensor, error: Tensor
@@ -153,11 +179,16 @@ def learned_range(models: Mapping[str, Any]) -> Any:
 
 
 def predict(
-    network: nn.Module, param: Parameterisation, x_t: Tensor, t: Tensor, labels: Tensor | None
+    network: nn.Module,
+    param: Parameterisation,
+    x_t: Tensor,
+    t: Tensor,
+    labels: Tensor | None,
+    seen: Tensor | None = None,
 ) -> Tensor:
     """The network's output, float32, for noisy images ``x_t`` [B, C, H, W] at times ``t`` [B]."""
     sample, time = param.path.model_input(x_t, t)
-    return run_network(network, sample, time, labels).float()
+    return run_network(network, sample, time, labels, seen=seen).float()
 
 
 def per_image_error(output: Tensor, target: Tensor) -> Tensor:

@@ -429,3 +429,25 @@ def test_the_stock_pipeline_samples_what_was_trained(name, tmp_path):
     ]
     assert (images[0] == images[1]).all()
     assert images[0].std() > 0
+
+
+class Told(nn.Module):
+    """Puts out what it is told, so that the loss shows it."""
+
+    config = Config(in_channels=2)
+
+    def forward(self, sample, time):
+        return SimpleNamespace(sample=sample[:, 1:] + 0.25)
+
+
+def test_self_conditioning_tells_a_share_of_the_rows_their_first_image():
+    scheduler = DDPMScheduler(prediction_type="sample")
+    models = {"unet": Told(), "scheduler": scheduler}
+    images = {"images": torch.ones(64, 1, 4, 4)}
+    told = Rng(0, 0).rand("self_conditioning", (64,)) < 0.5
+    loss, _ = Diffusion(self_conditioning=0.5).loss("denoise", models, images, Rng(0, 0), CLOCK)
+    # first image 0.25; told rows put out 0.5, the others 0.25; the image is 1
+    expected = torch.where(told, (1 - 0.5) ** 2, (1 - 0.25) ** 2).mean()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    with pytest.raises(HfgenError, match="self_conditioning must be in"):
+        Diffusion(self_conditioning=1.5)

@@ -258,3 +258,30 @@ def test_guidance_without_a_null_label_is_refused(pipeline, labels):
 def test_bad_edits_are_one_line(options, message):
     with pytest.raises(ValueError, match=message):
         build(unet()).edit(torch.rand(1, 1, SIZE, SIZE), **options)
+
+
+class Recorder(UNet2DModel):
+    """A network that keeps what it was told about its own earlier image."""
+
+    def forward(self, sample, timestep, class_labels=None):
+        half = sample.shape[1] // 2
+        self.told = [*getattr(self, "told", []), sample[:, half:].clone()]
+        return super().forward(sample, timestep)
+
+
+def test_a_self_conditioned_network_is_told_the_image_of_the_step_before():
+    torch.manual_seed(0)
+    network = Recorder(**{**unet().config, "in_channels": 2, "out_channels": 1}).eval()
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    pipeline = DenoisingPipeline(network, scheduler, self_conditioning=0.5)
+    assert pipeline.latent_shape[0] == 1
+    pipeline.set_progress_bar_config(disable=True)
+    latents = torch.randn(1, 1, SIZE, SIZE, generator=seeded())
+    pipeline(latents=latents, num_inference_steps=3, output_type="latent")
+    assert len(network.told) == 3 and float(network.told[0].abs().max()) == 0
+    time = scheduler.timesteps[:1]
+    with torch.no_grad():
+        sample = torch.cat([latents, torch.zeros_like(latents)], 1)
+        output = UNet2DModel.forward(network, sample, time).sample
+    image = latents - time / 1000 * output  # of the linear path: x = x_t - t v
+    torch.testing.assert_close(network.told[1], image, rtol=1e-4, atol=1e-5)
