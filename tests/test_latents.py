@@ -7,7 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, LDMPipeline, UNet2DModel
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    DiTPipeline,
+    LDMPipeline,
+    UNet2DModel,
+)
 
 import hfgen
 from hfgen import recipe as recipes
@@ -23,6 +30,7 @@ from hfgen.pipelines._autoencoder import (
     latent_scale,
 )
 from hfgen.pipelines.diffusion_pipeline import DenoisingPipeline
+from hfgen.run import train_recipe
 
 
 def autoencoder(**options) -> AutoencoderKL:
@@ -200,6 +208,36 @@ def test_the_stock_latent_pipeline_makes_the_same_images(saved, tmp_path):
         call = {"generator": torch.Generator().manual_seed(1), "num_inference_steps": 4}
         images.append(pipeline(batch_size=2, output_type="np", **call).images)
     np.testing.assert_array_equal(*images)
+
+
+def test_a_dit_trains_on_latents_and_exports_its_stock_pipeline(saved, tmp_path):
+    """Classes, and the variance in the second half of its output, as DiT has it."""
+    over = overrides(saved, tmp_path, pipeline="DiTPipeline")
+    over["data"]["class_conditional"] = True
+    over["objective"] = {"type": "diffusion", "network": "transformer", "label_dropout": 0.1}
+    over["model"] = {
+        "vae": str(saved),
+        "transformer": {
+            "type": "DiTTransformer2DModel",
+            "out_channels": 4,
+            "num_layers": 1,
+            "num_attention_heads": 2,
+            "attention_head_dim": 4,
+            "norm_num_groups": 4,
+            "num_embeds_ada_norm": 10,
+        },
+        "scheduler": {"type": "DDPMScheduler", "variance_type": "learned_range"},
+    }
+    recipe = recipes.load("mnist-ddpm").to_dict()
+    values = {**recipe, **over, "data": {**recipe["data"], **over["data"]}}
+    values["training"] = {**recipe["training"], **over["training"]}
+    run = train_recipe(recipes.decode({k: v for k, v in values.items() if v is not None}))
+    stock = DiffusionPipeline.from_pretrained(run.output_dir / "pipeline")
+    assert type(stock) is DiTPipeline and stock.transformer.config.in_channels == 2
+    stock.scheduler = DDIMScheduler.from_config(stock.scheduler.config)
+    stock.set_progress_bar_config(disable=True)
+    images = stock([3, 5], guidance_scale=1.0, num_inference_steps=2, output_type="np").images
+    assert images.shape == (2, 28, 28, 1) and np.isfinite(images).all()
 
 
 @pytest.mark.parametrize(

@@ -205,10 +205,10 @@ def per_image_error(output: Tensor, target: Tensor) -> Tensor:
 def class_count(network: nn.Module) -> int | None:
     """How many labels ``network`` knows, a null label included; None for an unconditional one."""
     config: Any = network.config
-    for key in ("num_class_embeds", "num_embeds_ada_norm"):
-        if config.get(key) is not None:
-            return config[key]
-    return None
+    if config.get("num_class_embeds") is not None:
+        return config["num_class_embeds"]
+    classes = config.get("num_embeds_ada_norm")  # DiT adds its null label to them itself
+    return None if classes is None else classes + 1
 
 
 def class_labels(network: nn.Module, batch: Batch, rng: Rng, dropout: float) -> Tensor | None:
