@@ -35,7 +35,7 @@ from hfgen.pipelines.text_to_image_pipeline import TextToImagePipeline
 from hfgen.rng import Rng
 
 OUT = Path(__file__).parents[1] / "docs" / "benchmarks" / "text_to_image.json"
-ROWS, STEPS, BATCH = 4, 10, 32
+ROWS, STEPS, BATCH = 2, 5, 16
 
 
 def seconds(run: Callable[[], Any], repeats: int = 3) -> float:
