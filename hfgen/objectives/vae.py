@@ -100,10 +100,23 @@ def closed_kl_terms(posterior: Any) -> Tensor | None:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar)
 
 
+def check_prior(prior: Any, z: Tensor) -> None:
+    """HfgenError where a prior was made, or fitted, for another latent size than z [B, *latent]."""
+    has = prior.config.get("latent_shape") or prior.config.get("latent_dim")
+    shape = (has,) if isinstance(has, int) else has
+    if shape is not None and math.prod(shape) != z[0].numel():
+        name = "latent_dim" if isinstance(has, int) else "latent_shape"
+        raise HfgenError(
+            f"model.prior.{name} is {has}, but the VAE's latents are {list(z.shape[1:])}: make "
+            "them equal, or fit the prior anew"
+        )
+
+
 def log_prior(models: Models, z: Tensor) -> Tensor:
     """ln p(z) in nats over the dimensions after the batch: of role ``prior``, else of N(0, I)."""
     if "prior" in models:
         prior: Any = models["prior"]
+        check_prior(prior, z)
         return prior.log_prob(z)
     return (-0.5 * (z.square() + math.log(2 * math.pi))).flatten(1).sum(1)
 
@@ -111,6 +124,8 @@ def log_prior(models: Models, z: Tensor) -> Tensor:
 def rate_terms(models: Models, posterior: Any, z: Tensor, log_q: Tensor) -> Tensor:
     """KL(q(z|x) || p(z)) in nats: [B, D] in closed form, else ln q(z|x) - ln p(z) as [B, 1]."""
     prior: Any = models.get("prior")
+    if prior is not None:
+        check_prior(prior, z)
     closed = prior is None or prior.is_reference
     terms = closed_kl_terms(posterior) if closed else None
     return (log_q - log_prior(models, z)).unsqueeze(1) if terms is None else terms
@@ -327,8 +342,7 @@ class Autoencoder(Objective):
 
     def _prior(self, models: Models, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         vae: Any = models["vae"]
-        prior: Any = models["prior"]
         with torch.no_grad():
             z = vae.encode(batch["images"], **label_arguments(vae, batch)).latent_dist.mode()
-        loss = -prior.log_prob(z).mean()
+        loss = -log_prior(models, z).mean()
         return loss, detach({"prior": loss})

@@ -8,12 +8,14 @@ from diffusers import AutoencoderKL
 from hfgen.errors import HfgenError
 from hfgen.likelihoods import Bernoulli, Gaussian
 from hfgen.models.prior_mixture import GaussianMixturePrior
+from hfgen.models.prior_poincare import PoincarePrior
 from hfgen.models.prior_sphere import SphereUniformPrior
 from hfgen.models.prior_vamp import VampPrior
 from hfgen.models.vae_mlp import MLPVAE
 from hfgen.models.vae_vq import VQVAE
 from hfgen.objectives.base import Clock
 from hfgen.objectives.vae import ELBO, Autoencoder, active_units
+from hfgen.objectives.vae_bounds import IWAE
 from hfgen.objectives.vae_penalties import TotalCorrelation
 from hfgen.rng import Rng
 
@@ -189,3 +191,18 @@ def test_parts_that_do_not_fit_are_named(objective, vae, prior, message):
     models = {"vae": vae} | ({"prior": prior} if prior is not None else {})
     with pytest.raises(HfgenError, match=message):
         objective.loss("vae", models, batch(), Rng(0), START)
+
+
+@pytest.mark.parametrize(
+    ("prior", "vae"),
+    [
+        (GaussianMixturePrior(latent_shape=(7,), num_components=2), {}),
+        (SphereUniformPrior(latent_dim=7), {"posterior": {"type": "vmf"}}),
+        (PoincarePrior(latent_dim=7), {"posterior": {"type": "poincare"}}),
+    ],
+)
+def test_a_prior_of_another_size_is_named(prior, vae):
+    models = {"vae": mlp(**vae), "prior": prior}
+    for objective in (ELBO(), IWAE(num_samples=2)):
+        with pytest.raises(HfgenError, match=r"model.prior.latent_.* is .*7.*latents are \[3\]"):
+            objective.loss("vae", models, batch(), Rng(0), START)
