@@ -79,6 +79,17 @@ def test_shards(case, tmp_path, variant):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("case", MODELS_WITH_WEIGHTS, indirect=True)
+def test_device_map_and_a_subfolder_of_shards(case, tmp_path):
+    one, model = case
+    size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
+    model.save_pretrained(tmp_path / "part", max_shard_size=int(size * 0.75))
+    options = {"subfolder": "part", "device_map": {"": "cpu"}}
+    loaded = type(model).from_pretrained(tmp_path, **options)
+    torch.testing.assert_close(one(loaded), one(model), rtol=0, atol=0)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 def test_dtype(case, tmp_path, dtype):
     one, model = case
