@@ -117,11 +117,13 @@ class GAN(Objective):
         """See ``Objective.loss``; ``phase`` is the name of one of ``phases``."""
         part = self._parts[phase]
         game = self._game(part, models, batch, rng, clock)
-        # Every trained parameter is in the graph, as DDP wants it; a gradient knows no bias.
+        # Every trained parameter is in the graph, as DDP wants it: a gradient knows no bias, and a
+        # head that no regulariser looks at is not in it.
         total = torch.stack([0 * p.sum() for p in models[part.side].parameters()]).sum()
         terms: dict[str, Tensor] = {}
         if part.adversarial:
-            total, terms = self._adversarial(game)
+            value, terms = self._adversarial(game)
+            total = total + value
         for name, regularizer in part.regularizers.items():
             penalty = regularizer(game).mean()
             pixels = game.real.shape[-2] * game.real.shape[-1]
