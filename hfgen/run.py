@@ -132,10 +132,10 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
     )
     if resume is not None:
         _check_same_recipe(recipe, resume)
-    with accelerator.main_process_first():
+    with accelerator.main_process_first():  # what has to be downloaded is, once
         source = training_source(recipe, accelerator.device)
-    torch.manual_seed(config.seed)
-    components = build_components(recipe, source.spec, source.parts)
+        torch.manual_seed(config.seed)
+        components = build_components(recipe, source.spec, source.parts)
     stream = BatchStream(
         source,
         config.total_batch_size,
