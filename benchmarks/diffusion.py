@@ -306,7 +306,7 @@ def speed(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(options: argparse.Namespace) -> dict[str, Any]:
-    """Peak resident memory of ten steps, each side in a process of its own."""
+    """Peak resident memory of four steps, each side in a process of its own."""
     found = {}
     for name in SIDES:
         words = [sys.executable, __file__, "one", "--side", name]
@@ -318,7 +318,7 @@ def memory(options: argparse.Namespace) -> dict[str, Any]:
 def one(options: argparse.Namespace) -> dict[str, Any]:
     pixels = emoji()
     folder = write_pngs(pixels, Path(tempfile.mkdtemp()) / "png")
-    build_side(options.side, pixels, folder, 32)(10)
+    build_side(options.side, pixels, folder, 32)(4)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     return {}
 
