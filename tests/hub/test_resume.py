@@ -109,6 +109,22 @@ def test_a_run_that_was_moved_goes_on_where_it_is(client, shared, tmp_path):
     moved.rename(shared)
 
 
+@pytest.mark.slow
+def test_two_ranks_train_on_from_the_hub_rank_0_first(hub, client, shared, tmp_path):
+    """Both have the weights; only the first asks for them, the other finds them in the cache."""
+    environment = client_environment(hub.url, tmp_path)
+    words = ["user/tiny-gan", "--num-processes", "2", "--output_dir", str(tmp_path / "two")]
+    command = [sys.executable, "-m", "hfgen", "train", *words, "--optimizer.learning_rate", "1e-30"]
+    subprocess.run(command, env=environment, cwd=tmp_path, check=True, timeout=300)
+    for role in ("generator", "discriminator"):
+        weights = f"/resolve/[^/]+/{role}/diffusion_pytorch_model.safetensors"
+        assert hub.count("GET .*" + weights) == 1
+        old = load_file(shared / "pipeline" / role / "diffusion_pytorch_model.safetensors")
+        new = load_file(tmp_path / "two" / "checkpoints/checkpoint-2" / f"{role}.safetensors")
+        learned = [name for name in old if "running" not in name and "num_batches" not in name]
+        assert all(old[name].equal(new[name]) for name in learned), role
+
+
 def test_nothing_to_resume_is_one_line_and_leaves_nothing(hub, client, shared, tmp_path):
     target = tmp_path / "target"
     words = ["train", "user/tiny-gan", "--resume", "latest", "--output_dir", str(target)]
