@@ -100,6 +100,7 @@ ROOMS: dict[str, set[str]] = {
     "hfgen/hub/templates": {"torch", "diffusers", "gradio", "PIL", "numpy"},
     "hfgen/hub": {
         "torch",
+        "transformers",
         "diffusers",
         "huggingface_hub",
         "safetensors",
