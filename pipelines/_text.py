@@ -31,9 +31,7 @@ def check_prompts(prompt: Any, name: str = "prompt", empty: bool = False) -> lis
 def repeat_prompts(prompt: Any, rows: int, each: int) -> list[str]:
     """The text of each image: a single one ``rows`` times, each one of a list ``each`` times."""
     if rows < 1 or each < 1:
-        raise ValueError(
-            f"batch_size={rows}, num_images_per_prompt={each}: must be at least 1"
-        )
+        raise ValueError(f"batch_size={rows}, num_images_per_prompt={each}: must be at least 1")
     texts = check_prompts(prompt)
     count = rows * each if isinstance(prompt, str) else each
     return [text for text in texts for _ in range(count)]

@@ -117,7 +117,7 @@ class CodeTransformer(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def step(self, codes: Tensor, cache: DynamicCache) -> Tensor:
-        """Logits [B, num_embeddings] of the code after ``codes`` [B, n], which the cache takes in."""
+        """Logits [B, num_embeddings] of the code after ``codes`` [B, n], which join the cache."""
         return self._step(self.gpt2.wte(codes), cache)
 
     def _step(self, h: Tensor, cache: DynamicCache) -> Tensor:
