@@ -1,4 +1,4 @@
-"""A resumed GAN is the uninterrupted one, with ADA's p, running means and schedules on their way."""
+"""A resumed GAN is the uninterrupted one, with ADA's p, running means and schedules in motion."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Gradients of one phase of a GAN under DDP: started by torchrun in several processes, each with its
+"""Gradients of a GAN's phases under DDP: started by torchrun in several processes, each with its
 share of the rows; the first writes them to the file that it is given.
 """
 
