@@ -62,9 +62,7 @@ def _codes(recipe: Recipe, images: Source, device: torch.device | str) -> CodeSo
     return encode_codes(images, encode, name=name, flip=flip, cache_dir=recipe.data.cache_dir)
 
 
-def _latents(
-    recipe: Recipe, role: str, images: Source, device: torch.device | str
-) -> LatentSource:
+def _latents(recipe: Recipe, role: str, images: Source, device: torch.device | str) -> LatentSource:
     where = f"model.{role}"
     vae = build_component(role, component_settings(recipe)[role])
     if not isinstance(vae, ModelMixin):
