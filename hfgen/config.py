@@ -235,23 +235,32 @@ def one_of_key(path: str, key: str, valid: list[str]) -> str:
     return f"unknown key {path!r}; {hint}valid here: {', '.join(sorted(valid))}"
 
 
-def encode(value: Any, choices: Choices) -> Any:
+def encode(value: Any, choices: Choices, *, with_defaults: bool = True) -> Any:
     """A dataclass as plain YAML values, ``type`` first where a table chose the class; the inverse
-    of ``decode``.
+    of ``decode``. Without defaults only the fields that differ from theirs are kept.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         body = {
-            f.name: encode(getattr(value, f.name), choices)
+            f.name: encode(getattr(value, f.name), choices, with_defaults=with_defaults)
             for f in dataclasses.fields(value)
-            if f.init
+            if f.init and (with_defaults or getattr(value, f.name) != _default(f))
         }
         name = choice_name(value, choices)
         return {"type": name, **body} if name else body
     if isinstance(value, Mapping):
-        return {key: encode(item, choices) for key, item in value.items()}
+        return {k: encode(item, choices, with_defaults=with_defaults) for k, item in value.items()}
     if isinstance(value, list | tuple):
-        return [encode(item, choices) for item in value]
+        return [encode(item, choices, with_defaults=with_defaults) for item in value]
     return draccus.encode(value)
+
+
+def _default(field: dataclasses.Field[Any]) -> Any:
+    """The value of a field that nobody set; ``MISSING``, which equals nothing, where it must be
+    set.
+    """
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
 
 
 def choice_name(value: Any, choices: Choices) -> str | None:

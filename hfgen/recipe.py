@@ -331,11 +331,15 @@ _SAYS_NOTHING = {
 
 
 def digest(recipe: Recipe) -> str:
-    """Ten hexadecimal digits that change when something changes what is trained."""
-    values = recipe.to_dict()
+    """Ten hexadecimal digits that change when something changes what is trained. Only what differs
+    from the defaults counts, so that a new option leaves the recipes that do not use it alone.
+    """
+    values = encode(recipe, choices(), with_defaults=False)
     kept = {k: v for k, v in values.items() if k not in _SAYS_NOTHING}
     kept["training"] = {
-        k: v for k, v in values["training"].items() if f"training.{k}" not in _SAYS_NOTHING
+        k: v
+        for k, v in values.get("training", {}).items()
+        if f"training.{k}" not in _SAYS_NOTHING
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 

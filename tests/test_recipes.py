@@ -74,3 +74,18 @@ def test_a_recipe_says_what_it_is(name):
     assert Path(recipes.RECIPES / f"{name}.yaml").read_text().startswith("#"), (
         "a comment says where it comes from"
     )
+
+
+def test_the_hash_of_a_recipe_follows_what_is_trained():
+    plain = recipes.load("mnist-vae")
+    said = recipes.load("mnist-vae", {"objective": {"free_bits": plain.objective.free_bits}})
+    shown = recipes.load("mnist-vae", {"description": "other words", "output_dir": "elsewhere"})
+    assert recipes.digest(plain) == recipes.digest(said) == recipes.digest(shown)
+    changed = [
+        {"objective": {"free_bits": 0.5}},
+        {"training": {"total_images": 7}},
+        {"model": {"vae": {"latent_dim": 3}}},
+        {"data": {"binarize": "dynamic"}},
+    ]
+    found = {recipes.digest(recipes.load("mnist-vae", change)) for change in changed}
+    assert len(found | {recipes.digest(plain)}) == 5
