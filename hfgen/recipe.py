@@ -337,9 +337,7 @@ def digest(recipe: Recipe) -> str:
     values = encode(recipe, choices(), with_defaults=False)
     kept = {k: v for k, v in values.items() if k not in _SAYS_NOTHING}
     kept["training"] = {
-        k: v
-        for k, v in values.get("training", {}).items()
-        if f"training.{k}" not in _SAYS_NOTHING
+        k: v for k, v in values.get("training", {}).items() if f"training.{k}" not in _SAYS_NOTHING
     }
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:10]
 
