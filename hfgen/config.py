@@ -304,13 +304,10 @@ def _fits(hint: Any, value: Any, choices: Choices) -> bool:
     if origin in (list, tuple):
         # diffusers writes tuple[int] for a list of any length
         fixed = origin is tuple and Ellipsis not in arguments and len(arguments) > 1
-        items = arguments if fixed else None
-        if not isinstance(value, list | tuple) or (items is not None and len(items) != len(value)):
+        if not isinstance(value, list | tuple) or (fixed and len(arguments) != len(value)):
             return False
-        return all(
-            _fits(items[i] if items else arguments[0], item, choices)
-            for i, item in enumerate(value)
-        )
+        hints = list(arguments) if fixed else [*arguments[:1]] * len(value)
+        return all(_fits(hint, item, choices) for hint, item in zip(hints, value, strict=True))
     if origin is dict or hint is dict:
         return isinstance(value, Mapping)
     if hint is float:
