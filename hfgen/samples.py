@@ -181,10 +181,10 @@ def sample_to_file(
             f"sample: --num-images and --batch-size must be positive, got {num_images} and "
             f"{batch_size}"
         )
-    from hfgen.hub.load import load
+    from hfgen.hub.trust import load_asking
     from hfgen.schedulers import swapped
 
-    pipeline = load(model, trust_remote_code=trust_remote_code)
+    pipeline = load_asking(model, trust_remote_code=trust_remote_code)
     given = {name: value for name, value in options.items() if value is not None}
     accepted = inspect.signature(pipeline.__call__).parameters
     if prompt is not None:

@@ -38,6 +38,9 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--call", action="append", default=[], metavar="NAME=VALUE", help="more call arguments"
     )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="let code that a model brings run"
+    )
     parser.add_argument("--cache-dir", metavar="FOLDER", help="of reference features")
     parser.add_argument("--output", metavar="FOLDER", help="for metrics.json and pictures")
     parser.add_argument(
@@ -58,7 +61,7 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     from hfgen.evaluation.world import world
 
     names = ("num_images", "reference_images", "reference_split", "backbone", "batch_size")
-    names += ("evaluations", "seed", "cache_dir")
+    names += ("evaluations", "seed", "cache_dir", "trust_remote_code")
     chosen = {name: getattr(options, name) for name in names}
     settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if options.metrics is not None:

@@ -59,6 +59,7 @@ class Options:
         call: arguments of the pipeline's call (``num_inference_steps``, ``guidance_scale`` ...).
         ema: whether the weights are an average; stands in the protocol.
         cache_dir: of reference features; by default ``hfgen`` in the Hugging Face home folder.
+        trust_remote_code: whether code that a model brings may run without asking.
         progress: show progress bars.
     """
 
@@ -74,6 +75,7 @@ class Options:
     call: Mapping[str, Any] = field(default_factory=dict)
     ema: bool | None = None
     cache_dir: str | None = None
+    trust_remote_code: bool = False
     progress: bool = True
 
     def __post_init__(self) -> None:
@@ -149,7 +151,7 @@ class _Subject:
             measured = images if isinstance(images, Images) else FolderImages(images)
             name = getattr(measured.protocol, "name", "images")
             return cls(name, measured, target, heldout=heldout)
-        name, pipeline = _load(model)
+        name, pipeline = _load(model, settings.trust_remote_code)
         measured = PipelineImages(
             pipeline,
             settings.num_images,
@@ -398,12 +400,16 @@ def data_config(section: Mapping[str, Any], origin: str) -> DataConfig:
     return DataConfig(**section)
 
 
-def _load(model: Any) -> tuple[str, Any]:
-    """Name and pipeline, in evaluation mode on the device that Accelerate finds."""
+def _load(model: Any, trust_remote_code: bool) -> tuple[str, Any]:
+    """Name and pipeline, in evaluation mode on the device that Accelerate finds; the main process
+    loads first, so that what has to be fetched is fetched once.
+    """
     if isinstance(model, str | Path):
-        from hfgen.hub.load import load
+        from hfgen.hub.trust import load_asking
 
-        name, pipeline = str(model), load(str(model))
+        name = str(model)
+        with world().main_process_first():
+            pipeline = load_asking(name, trust_remote_code=trust_remote_code)
     else:
         name, pipeline = type(model).__name__, model
     if not callable(pipeline) or not hasattr(pipeline, "components"):

@@ -75,6 +75,7 @@ def load_asking(
     path = Path(path_or_id)
     folder = path if path.is_dir() else fetch(str(path_or_id), revision=revision, token=token)
     folder = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
-    foreign = foreign_code(folder)
+    foreign = foreign_code(folder) if (folder / "model_index.json").is_file() else []
     ask(str(path_or_id), foreign, trust_remote_code=trust_remote_code)
-    return load(folder, trust_remote_code=bool(foreign), **kwargs)
+    # what is no pipeline is for ``load`` to name
+    return load(folder if foreign else path_or_id, trust_remote_code=bool(foreign), **kwargs)

@@ -184,7 +184,7 @@ class BigGANDeepGenerator(ModelMixin, ConfigMixin):
         self.base, n = stages(sample_size)
         widths = stage_widths(channels, n + 1)
         sizes = [self.base * 2**i for i in range(n + 1)]
-        check_attention(attention_size, sizes)
+        check_attention(attention_size, sizes[1:])
         if any(b > a for a, b in pairwise(widths)):
             raise ValueError(f"channels {widths}: must not grow, since a skip drops channels")
         self.class_embedding = None
@@ -192,12 +192,15 @@ class BigGANDeepGenerator(ModelMixin, ConfigMixin):
             self.class_embedding = nn.Embedding(num_class_embeds, class_dim)
         condition = latent_dim + (0 if num_class_embeds is None else class_dim)
         self.project = SNLinear(condition, widths[0] * self.base**2)
-        self.blocks = nn.ModuleList()
-        for (a, b), size in zip(pairwise(widths), sizes[1:], strict=True):
-            self.blocks.append(DeepUpBlock(a, a, condition, up=False))
-            self.blocks.append(DeepUpBlock(a, b, condition, up=True))
-            if size == attention_size:
-                self.blocks.append(SelfAttention(b))
+        self.blocks = nn.ModuleList(
+            DeepUpBlock(a, after, condition, up)
+            for a, b in pairwise(widths)
+            for after, up in ((a, False), (b, True))
+        )
+        self.attention = nn.ModuleList(
+            SelfAttention(width) if size == attention_size else nn.Identity()
+            for width, size in zip(widths[1:], sizes[1:], strict=True)
+        )
         self.norm = ConditionalBatchNorm(widths[-1], None)
         self.to_image = conv(widths[-1], required("out_channels", out_channels), 3, True)
         init_orthogonal(self)
@@ -206,9 +209,8 @@ class BigGANDeepGenerator(ModelMixin, ConfigMixin):
     def latent_weight(self) -> Tensor:
         """The matrices that latents meet first, one above the other, [outputs, latent_dim]."""
         size = self.config["latent_dim"]
-        maps = [m.affine for m in self.modules() if isinstance(m, ConditionalBatchNorm)]
-        met = [self.project.weight, *(layer.weight for layer in maps if layer is not None)]
-        return torch.cat(met)[:, :size]
+        norms = [norm for block in self.blocks for norm in block.norms]  # type: ignore[union-attr]
+        return torch.cat([self.project.weight, *(norm.affine.weight for norm in norms)])[:, :size]
 
     def forward(self, z: Tensor, class_labels: Tensor | None = None) -> GeneratorOutput:
         """Images [B, C, H, W] in [-1, 1] from z [B, latent_dim] ~ N(0, 1) and labels [B] int64."""
@@ -216,8 +218,9 @@ class BigGANDeepGenerator(ModelMixin, ConfigMixin):
         if self.class_embedding is not None:
             z = torch.cat([z, embed_labels(self.class_embedding, class_labels)], dim=1)
         x = self.project(z).unflatten(1, (-1, self.base, self.base))
-        for block in self.blocks:
-            x = block(x, z) if isinstance(block, DeepUpBlock) else block(x)
+        pairs = zip(self.blocks[::2], self.blocks[1::2], self.attention, strict=True)
+        for first, second, attention in pairs:
+            x = attention(second(first(x, z), z))
         return GeneratorOutput(sample=torch.tanh(self.to_image(F.relu(self.norm(x, None)))))
 
 

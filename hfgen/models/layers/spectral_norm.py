@@ -76,4 +76,7 @@ class SNEmbedding(nn.Embedding):
 
 def effective_weight(layer: nn.Conv2d) -> Tensor:
     """The kernel that a convolution convolves with, spectral normalisation included."""
-    return layer.spectral(layer.weight) if isinstance(layer, SNConv2d) else layer.weight
+    # by its part, not its class: diffusers runs an exported file once for each component, and every
+    # run makes the classes anew
+    spectral = getattr(layer, "spectral", None)
+    return layer.weight if spectral is None else spectral(layer.weight)
