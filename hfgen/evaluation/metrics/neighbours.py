@@ -16,9 +16,7 @@ from torch import Tensor
 
 from hfgen.errors import HfgenError
 
-ROWS, COLUMNS = 512, 4096
-"""Of one block of distances. Few rows, since a symmetric matrix is computed from its diagonal on;
-many columns (never fewer), since a matrix product and a selection of candidates like them."""
+BLOCK = 2048
 CHUNK = 256
 """Pairs whose differences are taken at once: they stay in the cache."""
 SPARE = 4
@@ -67,10 +65,9 @@ def _best_others(points: Points, k: int) -> _Best:
     for i, j, bounds in _blocks(points, points, upper=True):
         if i.start == j.start:
             bounds.fill_diagonal_(torch.inf)
+        else:
+            best.offer(j, bounds.T, i.start)
         best.offer(i, bounds, j.start)
-        beyond = slice(max(i.stop, j.start), j.stop)  # the rest is in the block of these rows
-        if beyond.start < beyond.stop:
-            best.offer(beyond, bounds[:, beyond.start - j.start :].T.contiguous(), i.start)
     return best
 
 
@@ -119,7 +116,7 @@ def _inside(
 ) -> tuple[Tensor, Tensor]:
     """Index pairs of one block that are within ``radii`` (broadcast over the block)."""
     limits = (radii * a.scale).square().float()
-    rows, columns = _where(bounds, limits)
+    rows, columns = torch.nonzero(bounds <= limits, as_tuple=True)
     limits = limits.expand_as(bounds)[rows, columns]
     exact_limits = radii.expand_as(bounds)[rows, columns]
     lower = bounds[rows, columns]
@@ -131,33 +128,21 @@ def _inside(
     return rows[inside], columns[inside]
 
 
-def _where(bounds: Tensor, limits: Tensor) -> tuple[Tensor, Tensor]:
-    """Indices of ``bounds <= limits``, of which there are few: eight comparisons are looked at as
-    one integer.
-    """
-    rows, columns = bounds.shape
-    mask = torch.zeros(rows, -(-columns // 8) * 8, dtype=torch.bool, device=bounds.device)
-    torch.le(bounds, limits, out=mask[:, :columns])
-    words = mask.view(torch.int64).flatten().nonzero().flatten()
-    found, lane = mask.view(-1, 8)[words].nonzero(as_tuple=True)
-    flat = words[found] * 8 + lane
-    return flat // mask.shape[1], flat % mask.shape[1]
-
-
 @dataclass(frozen=True)
 class Points:
     """A set of features, with a centred and scaled float32 copy of it to multiply.
 
     Attributes:
         original: [N, D].
-        rows: the copy, its squared norms less ``slack``, and ones, [N, D + 2]: so that one product
-            gives the whole of |x|^2 + |y|^2 - 2 x'y.
+        rows: the copy, [N, D].
+        base: its squared norms less ``slack``, [N].
         slack: its share of a bound on the rounding error of a squared distance, [N].
         scale: factor of the copy.
     """
 
     original: Tensor
     rows: Tensor
+    base: Tensor
     slack: Tensor
     scale: float
 
@@ -172,39 +157,23 @@ class Points:
 
     @classmethod
     def _of(cls, x: Tensor, centre: Tensor, scale: float) -> Points:
-        d = x.shape[1]
-        rows = torch.empty(len(x), d + 2, device=x.device)
-        rows[:, :d] = (x - centre).mul_(scale)
-        squares = torch.linalg.vecdot(rows[:, :d], rows[:, :d])
-        # A sum of D + 2 products errs by at most (D + 2) u times the sum of magnitudes (Higham
-        # 2002, section 3.1), here |x|^2 + |y|^2 + 2 |x||y| <= 2 (|x|^2 + |y|^2), and a norm by
-        # D u |x|^2; 16 more units for the copy's own rounding and the comparison; the last term for
-        # subnormal numbers
+        rows = (x - centre).mul_(scale).float()
+        squares = torch.linalg.vecdot(rows, rows)
+        # A scalar product of D terms errs by at most D u |x||y| (Higham 2002, section 3.1), with
+        # |x||y| <= (|x|^2 + |y|^2) / 2, and a norm by D u |x|^2; 16 more units for the copy's own
+        # rounding, the sums and the comparison; the last term for subnormal numbers
         info = torch.finfo(torch.float32)
-        slack = squares * ((3 * d + 20) * info.eps / 2) + info.tiny
-        rows[:, d], rows[:, d + 1] = squares - slack, 1
-        return cls(x, rows, slack, scale)
-
-    def left(self, i: slice) -> Tensor:
-        """Rows i as the left side of the product: -2 x, ones, norms."""
-        rows = self.rows[i] * -2
-        rows[:, -2], rows[:, -1] = 1, self.rows[i, -2]
-        return rows
+        slack = squares * ((2 * x.shape[1] + 16) * info.eps / 2) + info.tiny
+        return cls(x, rows, squares - slack, slack, scale)
 
 
 def _blocks(a: Points, b: Points, *, upper: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Row slices, and lower bounds of the scaled squared distances; with ``upper``, only j >= i.
-    A block is overwritten by the next one.
-    """
-    buffer = torch.empty(ROWS * COLUMNS, device=a.rows.device)
-    for start in range(0, len(a.rows), ROWS):
-        i = slice(start, min(start + ROWS, len(a.rows)))
-        left = a.left(i)
-        for first in range(start if upper else 0, len(b.rows), COLUMNS):
-            j = slice(first, min(first + COLUMNS, len(b.rows)))
-            shape = (i.stop - i.start, j.stop - j.start)
-            bounds = buffer[: shape[0] * shape[1]].view(shape)
-            yield i, j, torch.mm(left, b.rows[j].T, out=bounds)
+    """Row slices, and lower bounds of the scaled squared distances; with ``upper``, only j >= i."""
+    for i in range(0, len(a.rows), BLOCK):
+        for j in range(i if upper else 0, len(b.rows), BLOCK):
+            rows, columns = slice(i, i + BLOCK), slice(j, j + BLOCK)
+            product = torch.addmm(b.base[columns], a.rows[rows], b.rows[columns].T, alpha=-2)
+            yield rows, columns, product.add_(a.base[rows, None])
 
 
 @dataclass(frozen=True)
