@@ -150,4 +150,4 @@ def test_the_page_answers_here_too(client, gan_folder):
 
 def test_a_demo_of_nothing_is_one_line(client, tmp_path):
     code = "from hfgen.hub.space import demo; demo(folder, block=False)"
-    assert "not a pipeline" in client.fails(code, folder=str(tmp_path))
+    assert "no pipeline" in client.fails(code, folder=str(tmp_path))
