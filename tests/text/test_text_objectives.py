@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +20,7 @@ from hfgen.objectives.discrete_vae import DiscreteVAE, kl_to_uniform
 from hfgen.objectives.image_codes import ImageCodes, drop_captions
 from hfgen.objectives.text_diffusion import TextDiffusion
 from hfgen.rng import Rng
-from tests.text import tiny
+from tests.text import contrastive_two_processes, tiny
 
 CLOCK = Clock(0, 0, 100, 4)
 
@@ -51,6 +55,23 @@ def test_micro_batches_are_refused():
     clock = Clock(0, 0, 100, 8)
     with pytest.raises(HfgenError, match="gradient_accumulation_steps.*all 8 pairs.*got 4"):
         Contrastive().loss("contrast", {"clip": model}, batch, Rng(0), clock)
+
+
+def test_pairs_of_the_other_process_are_negatives_too(tmp_path):
+    """Loss and gradients of two processes are those of one with the whole batch."""
+    file = tmp_path / "gradients.pt"
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    script = str(Path(contrastive_two_processes.__file__))
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
+    command = [sys.executable, *launcher, script, str(file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    alone, together = contrastive_two_processes.loss_and_gradients(), torch.load(file)
+    assert alone.keys() == together.keys() and "logit_scale" in alone
+    assert sum(bool(gradient.abs().max() > 1e-4) for gradient in alone.values()) > len(alone) / 2
+    for name, whole in alone.items():  # similarities are float32
+        torch.testing.assert_close(together[name], whole, rtol=1e-5, atol=2e-6, msg=name)
 
 
 def test_kl_to_uniform():
