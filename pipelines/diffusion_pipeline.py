@@ -15,6 +15,7 @@ from diffusers import (
     ImagePipelineOutput,
     ModelMixin,
     SchedulerMixin,
+    ScoreSdeVeScheduler,
 )
 from torch import Tensor
 
@@ -155,6 +156,8 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
             flow = ProbabilityFlow(parameterisation(self.scheduler), network)
             clean, dirty = flow.ends
             z, _ = rk45(flow.velocity, z, dirty, clean, tolerance, tolerance)
+        elif isinstance(self.scheduler, ScoreSdeVeScheduler):
+            z = self._predict_and_correct(network, z, num_inference_steps, generator)
         else:
             z = self._run_scheduler(network, z, num_inference_steps, generator)
         return self._finish(z, output_type, return_dict)
@@ -345,6 +348,30 @@ class DenoisingPipeline(SelfContainedMixin, DiffusionPipeline):
             output = network(scale(x, t), rows, *([end.expand(len(x))] if flow_map else []))
             x = scheduler.step(output, t, x, **options).prev_sample
         return x
+
+    def _predict_and_correct(
+        self, network: Network, z: Tensor, steps: int, generator: Generators
+    ) -> Tensor:
+        """An ancestral step after Langevin steps at every level (Song et al. 2021, algorithm 2).
+
+        A Langevin step is as long as the scores of the whole batch say, as in the scheduler: here
+        alone an image depends on its neighbours.
+        """
+        if steps < 2:
+            raise ValueError(f"num_inference_steps={steps}: ScoreSdeVeScheduler takes at least 2")
+        scheduler: Any = self.scheduler
+        scheduler.set_timesteps(steps, device=z.device)
+        scheduler.set_sigmas(steps)
+        x = mean = z * scheduler.init_noise_sigma
+        pipeline: Any = self  # the decorator of progress_bar hides its type
+        levels = list(zip(scheduler.timesteps, scheduler.sigmas.to(x), strict=True))
+        for t, sigma in pipeline.progress_bar(levels):
+            rows = sigma.expand(len(x))
+            for _ in range(scheduler.config.correct_steps):
+                x = scheduler.step_correct(network(x, rows), x, generator=generator).prev_sample
+            step = scheduler.step_pred(network(x, rows), t, x, generator=generator)
+            x, mean = step.prev_sample, step.prev_sample_mean
+        return mean
 
     def _levels(self, flow: ProbabilityFlow, steps: int, strength: float) -> Tensor:
         """phi from noisy to clean, evenly spaced in the path's own time."""

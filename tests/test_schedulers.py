@@ -16,6 +16,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
+    ScoreSdeVeScheduler,
 )
 
 import hfgen
@@ -63,6 +64,18 @@ def test_each_one_samples_the_gaussian_that_the_network_knows(base, name):
     # first-order ancestral steps lose variance: 0.435 after 40 of them
     tolerance = 0.15 if name in ("DDPMScheduler", "EulerAncestralDiscreteScheduler") else 0.08
     assert float(x.std()) == pytest.approx(0.5, rel=tolerance)
+
+
+def test_predictor_and_corrector_sample_it_too():
+    """The one scheduler for its path; noise of up to 20 times the deviation, 100 steps."""
+    scheduler = ScoreSdeVeScheduler(sigma_max=10.0)
+    assert list(fitting(scheduler)) == ["ScoreSdeVeScheduler"]
+    pipeline = DenoisingPipeline(Network(Optimal(scheduler, 0.5, 0.3)), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    call = {"num_inference_steps": 100, "generator": torch.Generator().manual_seed(0)}
+    x = pipeline(batch_size=64, output_type="latent", **call).images
+    assert float(x.mean()) == pytest.approx(0.3, abs=0.05)
+    assert float(x.std()) == pytest.approx(0.5, rel=0.08)
 
 
 def Network(analytic):  # noqa: N802

@@ -169,6 +169,34 @@ def test_jvp_and_difference_give_one_gradient():
     assert difference.item() < 0.02
 
 
+def test_improved_mean_flow_is_a_regression_on_the_velocity():
+    """|V - (n - x)|^2 with V = u + (t - r) stopgrad(du/dt), the derivative along the network's own
+    u(x_t, t, t) (Geng et al. 2025b, eq. 12 and algorithm 1), written out here once more.
+    """
+    model, target = network(), MeanFlowTarget(improved=True)
+    models = {"unet": model, "scheduler": FlowMapEulerDiscreteScheduler()}
+    FlowMaps(target=target, power=0.0).loss("flow_map", models, data(), Rng(0, 0), START)[
+        0
+    ].backward()
+    found = torch.cat([p.grad.flatten() for p in model.parameters()])
+
+    x, rng = data()["images"], Rng(0, 0)
+    n, (t, r) = rng.randn("noise", x.shape), target.times(rng, len(x))
+    x_t, gap = torch.lerp(x, n, like_image(t, x)), like_image(t - r, x)
+
+    def u(z, a, b):
+        return model(z, 1000 * a, second_timestep=1000 * b).sample
+
+    with torch.no_grad():
+        tangents = (u(x_t, t, t), torch.ones_like(t), torch.zeros_like(r))
+        change = torch.func.jvp(u, (x_t, t, r), tangents)[1]
+    model.zero_grad()
+    (u(x_t, t, r) + gap * change - (n - x)).square().mean().backward()
+    expected = torch.cat([p.grad.flatten() for p in model.parameters()])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+    assert change.abs().max() > 0.01
+
+
 class Map(torch.nn.Module):
     """The exact map of N(0, STD^2) as a denoiser that a pipeline can hold."""
 

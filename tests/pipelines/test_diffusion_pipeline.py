@@ -11,6 +11,8 @@ from diffusers import (
     DiffusionPipeline,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
+    ScoreSdeVePipeline,
+    ScoreSdeVeScheduler,
     UNet2DModel,
 )
 
@@ -70,6 +72,30 @@ def test_equals_the_stock_pipeline_bit_for_bit(scheduler):
     options = {"batch_size": 2, "num_inference_steps": 5, "output_type": "pt"}
     expected = stock(generator=seeded(), **options).images
     assert torch.equal(ours(generator=seeded(), **options).images, expected)
+
+
+def test_predictor_and_corrector_are_the_stock_ones_bit_for_bit():
+    """ScoreSdeVePipeline draws colour only and takes its images to be in [0, 1], so it is no
+    export for ours; what it denoises is the same.
+    """
+    torch.manual_seed(0)
+    network = UNet2DModel(
+        sample_size=SIZE,
+        block_out_channels=(8, 16),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        layers_per_block=1,
+        norm_num_groups=4,
+        time_embedding_type="fourier",
+    ).eval()
+    scheduler = ScoreSdeVeScheduler(sigma_max=5.0, correct_steps=2)
+    stock = ScoreSdeVePipeline(network, scheduler)
+    stock.set_progress_bar_config(disable=True)
+    call = {"batch_size": 2, "num_inference_steps": 5}
+    expected = stock(generator=seeded(), output_type="np", **call).images
+    ours = build(network, scheduler)(generator=seeded(), output_type="latent", **call).images
+    assert (ours.clamp(0, 1).permute(0, 2, 3, 1).numpy() == expected).all()
+    assert expected.std() > 0.1
 
 
 # DPMSolverSDEScheduler needs torchsde, and compatibles lists a placeholder for it.
@@ -233,6 +259,11 @@ def test_bad_arguments_are_one_line(call, message):
     with pytest.raises(ValueError, match=message) as error:
         draw(conditional(), **{"class_labels": 1, **call})
     assert "\n" not in str(error.value)
+
+
+def test_one_step_of_predictor_and_corrector_is_refused():
+    with pytest.raises(ValueError, match="takes at least 2"):
+        draw(build(unet(), ScoreSdeVeScheduler()), num_inference_steps=1)
 
 
 @pytest.mark.parametrize(
