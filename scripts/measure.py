@@ -78,7 +78,8 @@ def measure(run: Path, name: str) -> None:
     drawing = METRICS if draws_images(pipeline) else ()
     settings["weights"] = {"clip": CLIP} if takes_prompt(pipeline) and Path(CLIP).is_dir() else {}
     text = text_metrics(pipeline, validation, settings["weights"])
-    density = ("likelihood",) if has_likelihood(pipeline, "pf_ode") else ()
+    classes = validation.spec.num_classes
+    density = ("likelihood",) if has_likelihood(pipeline, "pf_ode", classes) else ()
     results = evaluate(
         pipeline,
         heldout=validation,

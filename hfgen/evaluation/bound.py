@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from hfgen.evaluation.conditions import Condition
 from hfgen.rng import Rng
 
 BIN = 2 / 255
@@ -25,12 +26,20 @@ class Bound(ABC):
     by_default: ClassVar[bool] = True
 
     @abstractmethod
-    def check(self, pipeline: Any) -> None:
-        """HfgenError when the pipeline has not what this bound needs."""
+    def condition(self, pipeline: Any, num_classes: int | None) -> Condition:
+        """What ln p(x) is given, for images with so many classes (None: without labels);
+        HfgenError when the pipeline, or its data, have not what this bound needs.
+        """
 
     @abstractmethod
-    def log_prob(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
-        """[B] nats of images [B, C, H, W] in [-1, 1], already dequantised where needed."""
+    def log_prob(
+        self, pipeline: Any, images: Tensor, k: int, rng: Rng, labels: Tensor | None = None
+    ) -> Tensor:
+        """[B] nats of images [B, C, H, W] in [-1, 1], already dequantised where needed.
+
+        Args:
+            labels: [B] int64, where ``condition`` says that the model is told the class.
+        """
 
     @abstractmethod
     def pixels(self, pipeline: Any, images: Tensor) -> Pixels:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from hfgen.data import Source
 from hfgen.data.source import quantize
 from hfgen.errors import HfgenError
+from hfgen.evaluation.conditions import label_arguments
 from hfgen.evaluation.protocol import ImagesProtocol, SamplingProtocol
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -234,13 +235,18 @@ class ReconstructedImages(Images):
     @torch.inference_mode()
     def uint8(self, indices: Sequence[int]) -> Tensor:
         rows = self.images.order[np.asarray(indices)]
-        return quantize(reconstruct(self.pipeline, self.images.source.batch(rows)["images"]))
+        return quantize(reconstruct(self.pipeline, self.images.source.batch(rows)))
 
 
-def reconstruct(pipeline: Any, images: Tensor) -> Tensor:
-    """Expected image of the decoded posterior mean, [-1, 1], on the CPU."""
-    posterior = pipeline.vae.encode(images.to(pipeline.device)).latent_dist
-    params = pipeline.vae.decode(posterior.mode()).sample
+def reconstruct(pipeline: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Expected images of the decoded posterior means, [-1, 1], on the CPU.
+
+    Args:
+        batch: of a source; its ``labels`` are told to a class-conditional model.
+    """
+    given = label_arguments(pipeline.vae, batch.get("labels"))
+    posterior = pipeline.vae.encode(batch["images"].to(pipeline.device), **given).latent_dist
+    params = pipeline.vae.decode(posterior.mode(), **given).sample
     own = getattr(pipeline, "likelihood", None)
     return (own.mean(params) if own is not None else params.clamp(-1, 1)).float().cpu()
 

@@ -19,6 +19,12 @@ from torch import Tensor, nn
 from hfgen.data import Source
 from hfgen.errors import HfgenError, one_of
 from hfgen.evaluation.bound import BIN, BINARY, DENSITY, DISCRETE, GREY, Bound, Pixels
+from hfgen.evaluation.conditions import (
+    Condition,
+    check_classes,
+    label_arguments,
+    network_classes,
+)
 from hfgen.evaluation.likelihood_diffusion import (
     AdaptiveProbabilityFlowODE,
     ProbabilityFlowODE,
@@ -43,6 +49,7 @@ class LogLikelihood:
             no code length of the image.
         standard_error: of ``nats``, over the images.
         pixels: what p is a probability or density of, and how pixels were dequantised.
+        condition: what p is given: nothing, the class of each image, or the null label.
         nfe: network evaluations per image.
         count, dimensions: images, and pixels times channels.
     """
@@ -53,6 +60,7 @@ class LogLikelihood:
     bits_per_dim: float | None
     standard_error: float
     pixels: str
+    condition: Condition
     nfe: int
     count: int
     dimensions: int
@@ -61,7 +69,7 @@ class LogLikelihood:
 class ImportanceWeighted(Bound):
     """ln 1/K sum_k p(x, z_k) / q(z_k | x), z_k ~ q (Burda et al. 2016, eq. 8)."""
 
-    def check(self, pipeline: Any) -> None:
+    def condition(self, pipeline: Any, num_classes: int | None) -> Condition:
         if "vae" not in pipeline.components or not hasattr(pipeline, "likelihood"):
             raise HfgenError(_no_likelihood(pipeline, "a VAE with a likelihood"))
         if "quantizer" in pipeline.vae.config or pipeline.config.get("deterministic"):
@@ -69,6 +77,9 @@ class ImportanceWeighted(Bound):
                 f"{type(pipeline.vae).__name__} has no such likelihood: its encoder is "
                 "deterministic; valid: metrics of samples and reconstructions"
             )
+        known = network_classes(pipeline.vae)
+        check_classes(type(pipeline.vae).__name__, known, num_classes)
+        return Condition.NONE if known is None else Condition.CLASS
 
     def pixels(self, pipeline: Any, images: Tensor) -> Pixels:
         if pipeline.likelihood.continuous:
@@ -78,12 +89,17 @@ class ImportanceWeighted(Bound):
         # by name, since an exported pipeline brings its own copy of the class
         return GREY if type(pipeline.likelihood).__name__ == "Bernoulli" else DISCRETE
 
-    def log_prob(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
-        return torch.logsumexp(self.log_weights(pipeline, images, k, rng), 0) - math.log(k)
+    def log_prob(
+        self, pipeline: Any, images: Tensor, k: int, rng: Rng, labels: Tensor | None = None
+    ) -> Tensor:
+        return torch.logsumexp(self.log_weights(pipeline, images, k, rng, labels), 0) - math.log(k)
 
-    def log_weights(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
+    def log_weights(
+        self, pipeline: Any, images: Tensor, k: int, rng: Rng, labels: Tensor | None
+    ) -> Tensor:
         """ln p(x, z_k) - ln q(z_k | x), [K, B] float64; the encoder runs once."""
-        posterior = pipeline.vae.encode(images).latent_dist
+        given = label_arguments(pipeline.vae, labels)
+        posterior = pipeline.vae.encode(images, **given).latent_dist
         draws = max(1, ROWS // len(images))
         parts = []
         for start in range(0, k, draws):
@@ -93,7 +109,8 @@ class ImportanceWeighted(Bound):
             )
             z, log_q = _rsample(posterior, noise)
             flat = z.flatten(0, 1)
-            params = pipeline.vae.decode(flat).sample
+            many = {name: value.repeat(count) for name, value in given.items()}
+            params = pipeline.vae.decode(flat, **many).sample
             repeated = images.expand(count, *images.shape).flatten(0, 1)
             log_joint = pipeline.likelihood.log_prob(repeated, params) + _log_prior(pipeline, flat)
             parts.append(log_joint.double().view(count, -1) - log_q.double())
@@ -103,8 +120,10 @@ class ImportanceWeighted(Bound):
 class Elbo(ImportanceWeighted):
     """E_q ln p(x, z) / q(z | x) with K samples of z averaged (Kingma & Welling 2013, eq. 2)."""
 
-    def log_prob(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
-        return self.log_weights(pipeline, images, k, rng).mean(0)
+    def log_prob(
+        self, pipeline: Any, images: Tensor, k: int, rng: Rng, labels: Tensor | None = None
+    ) -> Tensor:
+        return self.log_weights(pipeline, images, k, rng, labels).mean(0)
 
 
 BOUNDS: dict[str, Bound] = {
@@ -121,53 +140,50 @@ def log_likelihood(
     pipeline: Any,
     images: Tensor | Source,
     *,
+    labels: Tensor | None = None,
     bound: str = "elbo",
     k: int = 1,
     seed: int = 0,
     batch_size: int = 64,
     max_images: int | None = None,
 ) -> LogLikelihood:
-    """Mean log-likelihood of images under a pipeline.
+    """Mean log-likelihood of images under a pipeline; of images given their class, where the
+    pipeline is class-conditional and the images have labels.
 
     Args:
         pipeline: a VAE's pipeline; other families with the bounds that are made for them.
-        images: [N, C, H, W] in [-1, 1], or a data source.
+        images: [N, C, H, W] in [-1, 1], or a data source, which brings its labels.
+        labels: [N] class numbers of ``images`` that are a tensor.
         bound: a name in ``BOUNDS``.
         k: samples per image, exactly.
         seed: of all draws; image i gets the same ones in any batch size that 16 divides.
         max_images: the first so many of ``images``.
     Raises:
-        HfgenError: a pipeline without a density (a GAN), an unknown bound, k < 1, images that do
-            not fit the model.
+        HfgenError: a pipeline without a density (a GAN), an unknown bound, k < 1, images or labels
+            that do not fit the model.
     """
     if bound not in BOUNDS:
         raise one_of("bound", bound, list(BOUNDS))
     if k < 1:
         raise HfgenError(f"k: {k} samples per image; must be at least 1")
     method = BOUNDS[bound]
-    method.check(pipeline)
+    given = _Given(images, labels)
+    condition = method.condition(pipeline, given.num_classes)
     count = len(images) if max_images is None else min(max_images, len(images))
     if count < 2:
         raise HfgenError(f"images: {count}; a standard error needs at least 2")
-    pixels = method.pixels(pipeline, _take(images, 0, min(count, 1024)))
+    pixels = method.pixels(pipeline, given.batch(range(min(count, 1024)))["images"])
+    settings = _Settings(method, condition, pixels, k, seed)
     with _counted(pipeline) as rows:
         nats = torch.cat(
             [
-                _batch(
-                    method,
-                    pipeline,
-                    _take(images, i, min(i + batch_size, count)),
-                    i,
-                    k,
-                    seed,
-                    pixels,
-                )
+                _batch(pipeline, given, range(i, min(i + batch_size, count)), settings)
                 for i in range(0, count, batch_size)
             ]
         )
     if not bool(torch.isfinite(nats).all()):
         raise HfgenError(f"{bound}: NaN or infinity for {int((~nats.isfinite()).sum())} images")
-    dimensions = _take(images, 0, 1).numel()
+    dimensions = given.batch(range(1))["images"].numel()
     mean = float(nats.mean())
     offset = pixels.offset
     bits = None if offset is None else -mean / (dimensions * math.log(2)) + offset
@@ -178,6 +194,7 @@ def log_likelihood(
         bits_per_dim=bits,
         standard_error=float(nats.std() / math.sqrt(count)),
         pixels=pixels.description,
+        condition=condition,
         nfe=method.nfe(pipeline, k) or round(rows[0] / count),
         count=count,
         dimensions=dimensions,
@@ -203,37 +220,69 @@ def _counted(pipeline: Any) -> Iterator[list[int]]:
         handle.remove()
 
 
-def has_likelihood(pipeline: Any, bound: str = "elbo") -> bool:
-    """Whether ``log_likelihood`` can be computed with this bound."""
+def has_likelihood(pipeline: Any, bound: str = "elbo", num_classes: int | None = None) -> bool:
+    """Whether ``log_likelihood`` can be computed with this bound, of images with so many classes
+    (None: without labels).
+    """
     try:
-        BOUNDS[bound].check(pipeline)
+        BOUNDS[bound].condition(pipeline, num_classes)
     except HfgenError:
         return False
     return True
 
 
-def _batch(
-    method: Bound, pipeline: Any, images: Tensor, start: int, k: int, seed: int, pixels: Pixels
-) -> Tensor:
-    rng = Rng(seed, "log_likelihood", start=start, device=pipeline.device)
-    images = images.to(pipeline.device)
-    if pixels.dequantise:
+@dataclass(frozen=True)
+class _Settings:
+    """What is the same for every batch."""
+
+    method: Bound
+    condition: Condition
+    pixels: Pixels
+    k: int
+    seed: int
+
+
+def _batch(pipeline: Any, given: _Given, rows: range, settings: _Settings) -> Tensor:
+    """Nats [B] of the images ``rows``."""
+    batch, device = given.batch(rows), pipeline.device
+    rng = Rng(settings.seed, "log_likelihood", start=rows.start, device=device)
+    images = batch["images"].to(device)
+    if settings.pixels.dequantise:
         images = images + (rng.rand("dequantise", images.shape) - 0.5) * BIN
+    labels = batch["labels"].to(device) if settings.condition == Condition.CLASS else None
     try:
-        return method.log_prob(pipeline, images, k, rng).double().cpu()
+        nats = settings.method.log_prob(pipeline, images, settings.k, rng, labels)
     except (RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise HfgenError(
             f"images of {tuple(images.shape[1:])} under this model: {reason}"
         ) from error
+    return nats.double().cpu()
 
 
-def _take(images: Tensor | Source, start: int, stop: int) -> Tensor:
-    return (
-        images[start:stop]
-        if isinstance(images, Tensor)
-        else images.batch(range(start, stop))["images"]
-    )
+@dataclass(frozen=True)
+class _Given:
+    """Images with their labels: a source, or tensors."""
+
+    images: Tensor | Source
+    labels: Tensor | None
+
+    def __post_init__(self) -> None:
+        if self.labels is not None and len(self.labels) != len(self.images):
+            raise HfgenError(f"labels: {len(self.labels)} for {len(self.images)} images")
+
+    @property
+    def num_classes(self) -> int | None:
+        if isinstance(self.images, Source):
+            return self.images.spec.num_classes
+        return None if self.labels is None else int(self.labels.max()) + 1
+
+    def batch(self, rows: range) -> dict[str, Tensor]:
+        """``images`` and, where there are any, ``labels``."""
+        if isinstance(self.images, Source):
+            return self.images.batch(rows)
+        found = {"images": self.images, "labels": self.labels}
+        return {k: v[rows.start : rows.stop] for k, v in found.items() if v is not None}
 
 
 def _no_likelihood(pipeline: Any, needed: str) -> str:

@@ -1,7 +1,8 @@
 """Likelihood of denoising models on pixels: the probability-flow ODE, and the bound of DDPM.
 
-Bounds for ``likelihood.BOUNDS``. A class-conditional model is scored under its null label, as
-the unconditional model that label dropout has made of it. A latent model is refused: its ODE gives
+Bounds for ``likelihood.BOUNDS``. A class-conditional model is told the classes of the images; where
+they have none, it is scored under its null label, as the unconditional model that label dropout has
+made of it. A latent model is refused: its ODE gives
 the density of latents, which is none of images.
 """
 
@@ -19,6 +20,7 @@ from hfgen.chain import Chain, gaussian_kl, split_variance
 from hfgen.denoising import DiscretePath, Parameterisation, parameterisation, run_network
 from hfgen.errors import HfgenError
 from hfgen.evaluation.bound import DENSITY, DISCRETE, Bound, Pixels
+from hfgen.evaluation.conditions import Condition, check_classes, network_classes
 from hfgen.probability_flow import Network, ProbabilityFlow, heun, rk45
 from hfgen.rng import Rng
 
@@ -41,8 +43,9 @@ class ProbabilityFlowODE(Bound):
 
     steps: int = 64
 
-    def check(self, pipeline: Any) -> None:
-        _denoiser(pipeline)
+    def condition(self, pipeline: Any, num_classes: int | None) -> Condition:
+        _parameterisation(pipeline)
+        return _condition(pipeline, num_classes)
 
     def pixels(self, pipeline: Any, images: Tensor) -> Pixels:
         return DENSITY
@@ -50,8 +53,10 @@ class ProbabilityFlowODE(Bound):
     def nfe(self, pipeline: Any, k: int) -> int:
         return 2 * self.steps * k
 
-    def log_prob(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
-        param, network = _denoiser(pipeline)
+    def log_prob(
+        self, pipeline: Any, images: Tensor, k: int, rng: Rng, labels: Tensor | None = None
+    ) -> Tensor:
+        param, network = _denoiser(pipeline, labels)
         flow = ProbabilityFlow(param, network)
         probes = [2.0 * rng.randint(f"probe{i}", 2, images.shape) - 1.0 for i in range(k)]
         solve = self._solve(flow)
@@ -117,13 +122,13 @@ def _divergence(
 class VariationalBound(Bound):
     """The variational bound of a discrete chain (Ho et al. 2020, eq. 5), all of its T steps."""
 
-    def check(self, pipeline: Any) -> None:
-        param, _ = _denoiser(pipeline)
-        if not isinstance(param.path, DiscretePath):
+    def condition(self, pipeline: Any, num_classes: int | None) -> Condition:
+        if not isinstance(_parameterisation(pipeline).path, DiscretePath):
             name = type(pipeline.scheduler).__name__
             raise HfgenError(f"vlb: {name} has no discrete chain; use pf_ode")
         if pipeline.scheduler.alphas_cumprod[-1] == 0:
             raise HfgenError("vlb: at zero terminal SNR the bound is not finite; use pf_ode")
+        return _condition(pipeline, num_classes)
 
     def pixels(self, pipeline: Any, images: Tensor) -> Pixels:
         return DISCRETE
@@ -131,8 +136,10 @@ class VariationalBound(Bound):
     def nfe(self, pipeline: Any, k: int) -> int:
         return len(pipeline.scheduler.alphas_cumprod) * k
 
-    def log_prob(self, pipeline: Any, images: Tensor, k: int, rng: Rng) -> Tensor:
-        param, network = _denoiser(pipeline)
+    def log_prob(
+        self, pipeline: Any, images: Tensor, k: int, rng: Rng, labels: Tensor | None = None
+    ) -> Tensor:
+        param, network = _denoiser(pipeline, labels)
         chain = Chain.of(pipeline.scheduler).to(images.device)
         clip = bool(pipeline.scheduler.config.get("clip_sample", False))
         draws = [vlb_terms(param, network, chain, images, rng.fork(i), clip) for i in range(k)]
@@ -162,8 +169,26 @@ def vlb_terms(
     return torch.stack(terms, dim=1)
 
 
-def _denoiser(pipeline: Any) -> tuple[Parameterisation, Network]:
-    """What a pipeline's network is told and means, and the network without a class."""
+def _denoiser(pipeline: Any, labels: Tensor | None) -> tuple[Parameterisation, Network]:
+    """What a pipeline's network is told and means, and the network for images of these classes.
+
+    Args:
+        labels: [B] or None: the null label for a network that has one.
+    """
+    unet, null = pipeline.unet, None if labels is not None else _null_label(pipeline)
+    told = bool(pipeline.config.get("self_conditioning", 0.0))  # nothing: a density has no memory
+
+    def network(sample: Tensor, time: Tensor) -> Tensor:
+        given = labels if null is None else torch.full_like(time, null, dtype=torch.int64)
+        seen = torch.zeros_like(sample) if told else None
+        output = run_network(unet, sample.to(unet.dtype), time, given, seen=seen)
+        return output.to(sample.dtype)
+
+    return _parameterisation(pipeline), network
+
+
+def _parameterisation(pipeline: Any) -> Parameterisation:
+    """HfgenError for a pipeline that is no denoiser of pixels."""
     name, parts = type(pipeline).__name__, pipeline.components
     if parts.get("vae") is not None or parts.get("vqvae") is not None:
         raise HfgenError(
@@ -172,29 +197,35 @@ def _denoiser(pipeline: Any) -> tuple[Parameterisation, Network]:
         )
     if "unet" not in parts or "scheduler" not in parts:
         raise HfgenError(f"{name} has no such likelihood: this needs a unet and a scheduler")
+    if parts.get("text_encoder") is not None:
+        raise HfgenError(f"{name}: draws from texts; its p(image | text) is not computed")
     try:
-        param = parameterisation(pipeline.scheduler)
+        return parameterisation(pipeline.scheduler)
     except ValueError as error:
         raise HfgenError(f"{name}: {error}") from error
-    unet, null = pipeline.unet, _null_label(pipeline)
-    told = bool(pipeline.config.get("self_conditioning", 0.0))  # nothing: a density has no memory
 
-    def network(sample: Tensor, time: Tensor) -> Tensor:
-        labels = None if null is None else torch.full_like(time, null, dtype=torch.int64)
-        seen = torch.zeros_like(sample) if told else None
-        output = run_network(unet, sample.to(unet.dtype), time, labels, seen=seen)
-        return output.to(sample.dtype)
 
-    return param, network
+def _condition(pipeline: Any, num_classes: int | None) -> Condition:
+    """The classes of the images where they have any, else the null label."""
+    known = network_classes(pipeline.unet)
+    if known is None:
+        return Condition.NONE
+    if num_classes is None:
+        _null_label(pipeline)
+        return Condition.NULL_LABEL
+    null = bool(pipeline.config.get("label_dropout", 0.0))
+    check_classes(type(pipeline).__name__, known - null, num_classes)
+    return Condition.CLASS
 
 
 def _null_label(pipeline: Any) -> int | None:
-    count = pipeline.unet.config.get("num_class_embeds")
-    if count is None:
+    """The label that stands for no class; None for a network without classes."""
+    known = network_classes(pipeline.unet)
+    if known is None:
         return None
     if not pipeline.config.get("label_dropout", 0.0):
         raise HfgenError(
             f"{type(pipeline).__name__}: class-conditional without a null label: trained with "
-            "label_dropout 0, so it has p(x | class) but no p(x)"
+            "label_dropout 0, so it has p(x | class) but no p(x), and these images have no labels"
         )
-    return count - 1
+    return known - 1

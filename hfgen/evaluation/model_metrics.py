@@ -17,6 +17,7 @@ from torch import Tensor
 from hfgen.data import Source
 from hfgen.data.sprites import SpritesSource
 from hfgen.errors import HfgenError
+from hfgen.evaluation.conditions import check_classes, label_arguments, network_classes
 from hfgen.evaluation.images import reconstruct
 from hfgen.evaluation.likelihood import BOUNDS, has_likelihood, log_likelihood
 from hfgen.evaluation.metrics import (
@@ -103,14 +104,17 @@ def likelihood(evidence: ModelEvidence) -> list[Score]:
     """Every bound that the pipeline has, on held-out images: nats, and bits/dim where defined."""
     pipeline, source = evidence.pipeline, evidence.source
     scores = []
-    wanted = [name for name, bound in BOUNDS.items() if bound.by_default]
-    for name in (name for name in wanted if has_likelihood(pipeline, name)):
+    for name in _bounds(evidence):
         k = SAMPLES.get(name, 1)
         affordable = evidence.evaluations // BOUNDS[name].nfe(pipeline, k)
         count = min(MAX_IMAGES, len(source), max(MIN_IMAGES, affordable))
-        images = torch.cat([source.batch(rows)["images"] for rows in _rows(source, count)])
-        result = log_likelihood(pipeline, images, bound=name, k=k)
-        settings = f"{name}, K={k}, NFE={result.nfe}, {result.pixels}, {_where(source, count)}"
+        batches = [source.batch(rows) for rows in _rows(source, count)]
+        images, labels = (_joined(batches, key) for key in ("images", "labels"))
+        assert images is not None
+        result = log_likelihood(pipeline, images, labels=labels, bound=name, k=k)
+        given = f", {result.condition}" if result.condition else ""
+        how = f"{name}, K={k}, NFE={result.nfe}, {result.pixels}{given}"
+        settings = f"{how}, {_where(source, count)}"
         nats = (result.nats, result.standard_error)
         scores.append(_score(f"{name}_nats", *nats, better="higher", settings=settings))
         if result.bits_per_dim is not None:
@@ -126,8 +130,8 @@ def reconstruction(evidence: ModelEvidence) -> list[Score]:
     pipeline, source = evidence.pipeline, evidence.source
     signal, structure = [], []
     for rows in _rows(source, MAX_IMAGES):
-        images = source.batch(rows)["images"]
-        decoded = reconstruct(pipeline, images)
+        batch = source.batch(rows)
+        images, decoded = batch["images"], reconstruct(pipeline, batch)
         signal.append(psnr(images, decoded))
         if min(images.shape[-2:]) >= 11:
             structure.append(ssim(images, decoded))
@@ -181,20 +185,33 @@ def lpips(evidence: ModelEvidence) -> list[Score]:
     network = load_lpips(evidence.weights.get("lpips"))
     values = []
     for rows in _rows(source, MAX_IMAGES):
-        images = source.batch(rows)["images"]
-        values.append(network(images, reconstruct(pipeline, images)))
+        batch = source.batch(rows)
+        values.append(network(batch["images"], reconstruct(pipeline, batch)))
     return [_mean_score("lpips", torch.cat(values), _where(source, MAX_IMAGES), better="lower")]
 
 
+def _bounds(evidence: ModelEvidence) -> list[str]:
+    """Those that the pipeline has for these images, of those that are computed unasked."""
+    classes = evidence.source.spec.num_classes
+    wanted = [name for name, bound in BOUNDS.items() if bound.by_default]
+    return [name for name in wanted if has_likelihood(evidence.pipeline, name, classes)]
+
+
 def _has_likelihood(evidence: ModelEvidence) -> None:
-    if not any(has_likelihood(evidence.pipeline, name) for name in BOUNDS):
-        BOUNDS["elbo"].check(evidence.pipeline)  # says why
+    if _bounds(evidence):
+        return
+    denoiser = "unet" in evidence.pipeline.components
+    bound = BOUNDS["pf_ode" if denoiser else "elbo"]
+    bound.condition(evidence.pipeline, evidence.source.spec.num_classes)  # says why
 
 
 def _has_vae(evidence: ModelEvidence) -> None:
-    if "vae" not in evidence.pipeline.components:
-        name = type(evidence.pipeline).__name__
+    pipeline = evidence.pipeline
+    if "vae" not in pipeline.components:
+        name = type(pipeline).__name__
         raise HfgenError(f"metrics: this needs a pipeline with a vae, not {name}")
+    known, classes = network_classes(pipeline.vae), evidence.source.spec.num_classes
+    check_classes(type(pipeline.vae).__name__, known, classes)
 
 
 def _has_factors(evidence: ModelEvidence) -> None:
@@ -260,7 +277,8 @@ def _encode(evidence: ModelEvidence, limit: int) -> tuple[np.ndarray, np.ndarray
     latents, labels = [], []
     for rows in _rows(source, limit):
         batch = source.batch(rows)
-        posterior = pipeline.vae.encode(batch["images"].to(pipeline.device)).latent_dist
+        given = label_arguments(pipeline.vae, batch.get("labels"))
+        posterior = pipeline.vae.encode(batch["images"].to(pipeline.device), **given).latent_dist
         latents.append(posterior.mode().flatten(1).float().cpu())
         labels.append(batch.get("labels", torch.zeros(0)))
     return torch.cat(latents).numpy(), torch.cat(labels).numpy()
@@ -272,6 +290,11 @@ def _rows(source: Source, limit: int) -> list[np.ndarray]:
     drawn = np.random.default_rng(0).permutation(total)[:limit] if limit < total else range(total)
     rows = np.sort(np.asarray(drawn))
     return [rows[i : i + BATCH] for i in range(0, len(rows), BATCH)]
+
+
+def _joined(batches: list[dict[str, Tensor]], key: str) -> Tensor | None:
+    """One tensor of all batches; None where they have no such key."""
+    return torch.cat([batch[key] for batch in batches]) if key in batches[0] else None
 
 
 def _where(source: Source, limit: int) -> str:
