@@ -149,7 +149,9 @@ class GAN(Objective):
         real, fake = game.real_verdict.verdicts, game.fake_verdict.verdicts
         if self.augmentation is not None:
             self.augmentation.observe(game.real_verdict.logits.detach(), game)
-        value = LOSSES[self.adversarial_loss].discriminator(real, fake).mean()
+        loss = LOSSES[self.adversarial_loss]
+        seen = class_arguments(game) if loss.of_classes else (real, fake)
+        value = loss.discriminator(*seen).mean()
         terms = {"loss_d": value, "logit_real": real, "logit_fake": fake}
         return value, {**terms, "overfitting": real.detach().sign()}
 
@@ -157,7 +159,7 @@ class GAN(Objective):
         loss = LOSSES[self.adversarial_loss]
         fake = game.fake_verdict.verdicts
         real = game.real_verdict.verdicts if loss.uses_real else torch.zeros_like(fake)
-        rows = loss.generator(real, fake)
+        rows = loss.generator(*(class_arguments(game) if loss.of_classes else (real, fake)))
         share = 1 - (1 - self.top_k) * game.clock.progress()
         if share < 1:
             best = game.fake_verdict.logits.topk(math.ceil(share * len(rows)))
@@ -192,6 +194,22 @@ class GAN(Objective):
                     phase = name if len(lazy.sides) == 1 else f"{name}_{side}"
                     parts[phase] = _Part(side, False, {name: lazy}, lazy.every)
         return parts
+
+
+def class_arguments(game: Game) -> tuple[Tensor, Tensor, Tensor]:
+    """Class logits [B, K + 1] of real and of generated images, and the labels [B]; in the
+    generator's phase, whose loss of classes does not look at real images, the generated ones twice.
+    """
+    fake = game.fake_verdict
+    real = game.real_verdict if game.side == DISCRIMINATOR else fake
+    labels = game.labels(DISCRIMINATOR)
+    wanted = game.discriminator.config["num_class_embeds"]
+    if labels is None or fake.class_logits is None or fake.class_logits.shape[1] != wanted + 1:
+        raise HfgenError(
+            "objective.adversarial_loss: multi_hinge needs data.class_conditional: true and a "
+            "discriminator with conditioning: multi_hinge"
+        )
+    return real.class_logits, fake.class_logits, labels
 
 
 def spread(images: Tensor) -> Tensor:

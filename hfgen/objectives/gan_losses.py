@@ -4,6 +4,7 @@
 images and return the loss of each row, [B]: a mean over rows is then the same however the batch is
 split, except for the losses that compare every real image with every generated one
 (``couples_rows``). ``uses_real`` says whether the generator's loss looks at real images at all.
+Those ``of_classes`` take class logits [B, K + 1], the last for "generated", and labels [B] besides.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-Rows = Callable[[Tensor, Tensor], Tensor]
+Rows = Callable[..., Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +28,7 @@ class AdversarialLoss:
     generator: Rows
     uses_real: bool = False
     couples_rows: bool = False
+    of_classes: bool = False
 
 
 def logistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -104,6 +106,29 @@ def dual_contrastive_generator(real: Tensor, fake: Tensor) -> Tensor:
     return -dual_contrastive_discriminator(real, fake)
 
 
+def multi_hinge(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """Crammer-Singer hinge of each row, [B]: max(0, 1 - s_y + max_{k != y} s_k).
+
+    Args:
+        class_logits: [B, K + 1], the last class is "generated" (Kavalerov et al. 2019, equation 4).
+        labels: [B] int64.
+    """
+    chosen = class_logits.gather(1, labels[:, None]).squeeze(1)
+    others = class_logits.scatter(1, labels[:, None], -math.inf).amax(1)
+    return F.relu(1 - chosen + others)
+
+
+def multi_hinge_discriminator(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
+    """Real images are of their class, the others of the last (Kavalerov et al. 2019, MHingeGAN)."""
+    generated = torch.full_like(labels, fake.shape[1] - 1)
+    return multi_hinge(real, labels) + multi_hinge(fake, generated)
+
+
+def multi_hinge_generator(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
+    """Generated images are to be of their class (Kavalerov et al. 2019, MHingeGAN)."""
+    return multi_hinge(fake, labels)
+
+
 _NONSATURATING = AdversarialLoss(
     discriminator=logistic_discriminator, generator=nonsaturating_generator
 )
@@ -136,17 +161,8 @@ LOSSES: dict[str, AdversarialLoss] = {
         uses_real=True,
         couples_rows=True,
     ),
+    "multi_hinge": AdversarialLoss(
+        discriminator=multi_hinge_discriminator, generator=multi_hinge_generator, of_classes=True
+    ),
 }
 """Names for recipes."""
-
-
-def multi_hinge(class_logits: Tensor, labels: Tensor) -> Tensor:
-    """Crammer-Singer hinge of each row, [B]: max(0, 1 - s_y + max_{k != y} s_k).
-
-    Args:
-        class_logits: [B, K + 1], the last class is "generated" (Kavalerov et al. 2019, equation 4).
-        labels: [B] int64.
-    """
-    chosen = class_logits.gather(1, labels[:, None]).squeeze(1)
-    others = class_logits.scatter(1, labels[:, None], -math.inf).amax(1)
-    return F.relu(1 - chosen + others)

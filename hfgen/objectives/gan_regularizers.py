@@ -10,13 +10,15 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hfgen.errors import HfgenError
 from hfgen.objectives.base import Clock
+from hfgen.objectives.gan_class_losses import conditional_contrastive, data_to_data
 from hfgen.objectives.gan_game import DISCRIMINATOR, GENERATOR, Game
 from hfgen.objectives.gan_state import StepAverage
 from hfgen.rng import Rng
@@ -355,14 +357,83 @@ class AuxiliaryClassifier(Weighted):
     sides: ClassVar[tuple[str, ...]] = (DISCRIMINATOR, GENERATOR)
 
     def __call__(self, game: Game) -> Tensor:
-        verdict = game.real_verdict if game.side == DISCRIMINATOR else game.fake_verdict
-        labels = game.labels("generator")
-        if verdict.class_logits is None or labels is None:
-            raise ValueError(
-                "auxiliary_classifier needs a class-conditional generator and a discriminator with "
-                "conditioning: auxiliary"
-            )
+        verdict, labels = labelled(game, "auxiliary_classifier", "class_logits", "auxiliary")
         return F.cross_entropy(verdict.class_logits, labels, reduction="none")
+
+
+def labelled(game: Game, name: str, output: str, conditioning: str) -> tuple[Any, Tensor]:
+    """The verdict on real images for the discriminator, on generated ones for the generator, and
+    their labels; HfgenError where the discriminator does not give ``output``.
+    """
+    verdict = game.real_verdict if game.side == DISCRIMINATOR else game.fake_verdict
+    labels = game.labels("generator")
+    if getattr(verdict, output) is None or labels is None:
+        raise HfgenError(
+            f"objective.regularizers: {name} needs a class-conditional generator and a "
+            f"discriminator with conditioning: {conditioning}"
+        )
+    return verdict, labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwinAuxiliaryClassifier(Weighted):
+    """AC-GAN with a second classifier that learns on generated images and that the generator
+    escapes (Gong et al. 2019, TAC-GAN, equation 5), since the first alone rewards images that are
+    easy to tell apart.
+
+    D: CE(C(x), y) + CE(C'(G(z, y)), y); G: CE(C(G(z, y)), y) - CE(C'(G(z, y)), y). The
+    discriminator must be made with ``conditioning: twin_auxiliary``.
+    """
+
+    sides: ClassVar[tuple[str, ...]] = (DISCRIMINATOR, GENERATOR)
+
+    def __call__(self, game: Game) -> Tensor:
+        verdict, labels = labelled(
+            game, "twin_auxiliary_classifier", "twin_logits", "twin_auxiliary"
+        )
+        first = F.cross_entropy(verdict.class_logits, labels, reduction="none")
+        twin = F.cross_entropy(game.fake_verdict.twin_logits, labels, reduction="none")
+        return first + twin if game.side == DISCRIMINATOR else first - twin
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionalContrastive(Weighted):
+    """ContraGAN's 2C loss (Kang & Park 2020, equation 8): D on real, G on generated images; see
+    ``gan_class_losses``. The discriminator must be made with ``conditioning: contrastive``.
+    """
+
+    temperature: float = 1.0
+    sides: ClassVar[tuple[str, ...]] = (DISCRIMINATOR, GENERATOR)
+    couples_rows: ClassVar[bool] = True
+
+    def __call__(self, game: Game) -> Tensor:
+        verdict, labels = labelled(game, "conditional_contrastive", "embeddings", "contrastive")
+        return conditional_contrastive(
+            verdict.embeddings, verdict.proxies, labels, self.temperature
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataToData(Weighted):
+    """D2D-CE (Kang et al. 2021, ReACGAN): D on real, G on generated images; see
+    ``gan_class_losses``. The discriminator must be made with ``conditioning: contrastive``.
+
+    Args:
+        weight: 0.5 on CIFAR-10 in the paper.
+        temperature, positive, negative: t, m_p and m_n (there: 0.5, 0.98 and 0.02).
+    """
+
+    weight: float = 0.5
+    temperature: float = 0.5
+    positive: float = 0.98
+    negative: float = 0.02
+    sides: ClassVar[tuple[str, ...]] = (DISCRIMINATOR, GENERATOR)
+    couples_rows: ClassVar[bool] = True
+
+    def __call__(self, game: Game) -> Tensor:
+        verdict, labels = labelled(game, "d2d_ce", "embeddings", "contrastive")
+        settings = (self.temperature, self.positive, self.negative)
+        return data_to_data(verdict.embeddings, verdict.proxies, labels, *settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -428,6 +499,9 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "path_length": PathLength,
     "reconstruction": Reconstruction,
     "auxiliary_classifier": AuxiliaryClassifier,
+    "twin_auxiliary_classifier": TwinAuxiliaryClassifier,
+    "conditional_contrastive": ConditionalContrastive,
+    "d2d_ce": DataToData,
     "mutual_information": MutualInformation,
 }
 """Names for recipes."""

@@ -7,6 +7,8 @@ import torch
 
 from hfgen.objectives.gan_losses import LOSSES, multi_hinge
 
+SCALAR = [name for name, loss in LOSSES.items() if not loss.of_classes]
+
 torch.manual_seed(0)
 REAL = torch.randn(7, dtype=torch.float64) * 2
 FAKE = torch.randn(7, dtype=torch.float64) * 2
@@ -41,14 +43,14 @@ EXPECTED = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", SCALAR)
 def test_formula(name):
     discriminator, generator = EXPECTED[name]
     torch.testing.assert_close(LOSSES[name].discriminator(REAL, FAKE), discriminator)
     torch.testing.assert_close(LOSSES[name].generator(REAL, FAKE), generator)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", SCALAR)
 def test_gradient(name):
     loss = LOSSES[name]
     inputs = (REAL.clone().requires_grad_(), FAKE.clone().requires_grad_())
@@ -59,7 +61,7 @@ def test_gradient(name):
     )
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", SCALAR)
 def test_rows_and_what_they_see(name):
     """The flags are true: rows do or do not depend on one another, and on real images."""
     loss = LOSSES[name]
@@ -69,7 +71,7 @@ def test_rows_and_what_they_see(name):
     assert torch.allclose(loss.generator(REAL, FAKE), moved) != loss.uses_real
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", SCALAR)
 def test_directions(name):
     """A better discriminator has the lower loss; fakes that look more real lower the
     generator's.
@@ -79,7 +81,7 @@ def test_directions(name):
     assert loss.generator(REAL, FAKE + 0.1).mean() < loss.generator(REAL, FAKE).mean()
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", SCALAR)
 def test_extreme_logits_stay_finite(name):
     for real, fake in ((1e4, -1e4), (-1e4, 1e4)):
         logits = (torch.full((3,), real), torch.full((3,), fake))
@@ -96,3 +98,23 @@ def test_multi_hinge_is_the_multi_margin_of_the_hardest_class():
     three = torch.tensor([[2.0, 1.5, -1.0], [0.0, 3.0, 1.0]])
     expected = torch.tensor([0.5, 4.0])
     torch.testing.assert_close(multi_hinge(three, torch.tensor([0, 0])), expected)
+
+
+def test_multi_hinge_game():
+    """D: real images to their class, generated ones to the last; G: generated ones to their
+    class.
+    """
+    real, fake = torch.randn(2, 5, 4, dtype=torch.float64).unbind()
+    labels = torch.tensor([0, 1, 2, 0, 1])
+
+    def hinge(scores, y):
+        others = [torch.cat([s[:k], s[k + 1 :]]).max() for s, k in zip(scores, y, strict=True)]
+        chosen = [s[k] for s, k in zip(scores, y, strict=True)]
+        return torch.stack([(1 - a + b).clamp_min(0) for a, b in zip(chosen, others, strict=True)])
+
+    loss = LOSSES["multi_hinge"]
+    expected = hinge(real, labels) + hinge(fake, [3] * 5)
+    torch.testing.assert_close(loss.discriminator(real, fake, labels), expected)
+    torch.testing.assert_close(loss.generator(real, fake, labels), hinge(fake, labels))
+    inputs = (real.requires_grad_(), fake.requires_grad_())
+    assert torch.autograd.gradcheck(lambda *x: loss.discriminator(*x, labels), inputs)

@@ -35,7 +35,12 @@ class DiscriminatorOutput(BaseOutput):
     Attributes:
         logits: [B], higher means "more real"; unbounded.
         features: the last hidden representation [B, D].
-        class_logits: [B, num_class_embeds], where the discriminator classifies (``auxiliary``).
+        class_logits: [B, num_class_embeds], where the discriminator classifies (``auxiliary``); one
+            more, "generated", with ``multi_hinge``.
+        twin_logits: [B, num_class_embeds] of the classifier of generated images
+            (``twin_auxiliary``).
+        embeddings, proxies: [B, D] of length 1, of the images and of their labels
+            (``contrastive``).
         codes: [B, num_codes], where it predicts latent codes (InfoGAN).
         judges: [B, J], where it is made of J discriminators: their own logits, of which ``logits``
             is the mean. Adversarial losses take these.
@@ -48,11 +53,17 @@ class DiscriminatorOutput(BaseOutput):
     codes: Tensor | None = None
     judges: Tensor | None = None
     maps: Tensor | None = None
+    twin_logits: Tensor | None = None
+    embeddings: Tensor | None = None
+    proxies: Tensor | None = None
 
     @property
     def verdicts(self) -> Tensor:
         """Logits of every judge, [B] or [B, J]."""
         return self.logits if self.judges is None else self.judges
+
+
+CONDITIONINGS = ("projection", "auxiliary", "twin_auxiliary", "contrastive", "multi_hinge")
 
 
 class ClassHead(nn.Module):
@@ -63,7 +74,11 @@ class ClassHead(nn.Module):
         num_class_embeds: number of classes; None for an unconditional discriminator.
         conditioning: ``projection``: the logit gains <embedding(label), features> (Miyato & Koyama
             2018, equation 3). ``auxiliary``: the label is not told; a linear map of the features
-            guesses it (Odena et al. 2017, AC-GAN).
+            guesses it (Odena et al. 2017, AC-GAN). ``twin_auxiliary``: two such maps (Gong et al.
+            2019, TAC-GAN). ``contrastive``: the features and the labels are embedded as unit
+            vectors (Kang & Park 2020, ContraGAN; Kang et al. 2021, ReACGAN). ``multi_hinge``: one
+            score for each class and one for "generated"; the logit is the label's lead over the
+            best of the others (Kavalerov et al. 2019).
         num_codes: latent codes that a hidden layer and a linear map guess (Chen et al. 2016,
             InfoGAN).
         spectral: spectral normalisation of these layers.
@@ -78,19 +93,24 @@ class ClassHead(nn.Module):
         spectral: bool = False,
     ):
         super().__init__()
-        if conditioning not in ("projection", "auxiliary"):
+        if conditioning not in CONDITIONINGS:
             raise ValueError(
-                f"conditioning {conditioning!r} is unknown; valid: projection, auxiliary"
+                f"conditioning {conditioning!r} is unknown; valid: {', '.join(CONDITIONINGS)}"
             )
         linear = SNLinear if spectral else nn.Linear
-        self.num_class_embeds = num_class_embeds
-        self.embedding = self.classifier = self.codes = None
+        self.num_class_embeds, self.conditioning = num_class_embeds, conditioning
+        self.embedding = self.classifier = self.twin = self.embed = self.codes = None
         if num_class_embeds is not None and conditioning == "projection":
             cls = SNEmbedding if spectral else nn.Embedding
             self.embedding = cls(num_class_embeds, features)
             nn.init.normal_(self.embedding.weight, 0.0, 0.02)
+        elif num_class_embeds is not None and conditioning == "contrastive":
+            self.embed = linear(features, features)
+            self.proxies = nn.Embedding(num_class_embeds, features)
         elif num_class_embeds is not None:
             self.classifier = linear(features, num_class_embeds)
+            if conditioning == "twin_auxiliary":
+                self.twin = linear(features, num_class_embeds)
         if num_codes:
             hidden = nn.Linear(features, 128)
             self.codes = nn.Sequential(hidden, nn.LeakyReLU(0.1), nn.Linear(128, num_codes))
@@ -100,14 +120,28 @@ class ClassHead(nn.Module):
     ) -> DiscriminatorOutput:
         """``logits`` [B] and ``features`` [B, D] of images with ``class_labels`` [B]."""
         check_labels(class_labels, self.num_class_embeds)
+        output = DiscriminatorOutput(logits=logits, features=features)
         if self.embedding is not None:
-            logits = logits + (self.embedding(class_labels) * features).sum(1)
-        return DiscriminatorOutput(
-            logits=logits,
-            features=features,
-            class_logits=None if self.classifier is None else self.classifier(features),
-            codes=None if self.codes is None else self.codes(features),
-        )
+            output["logits"] = logits + (self.embedding(class_labels) * features).sum(1)
+        if self.classifier is not None:
+            output["class_logits"] = self.classifier(features)
+        if self.conditioning == "multi_hinge" and class_labels is not None:
+            scores = torch.cat([output["class_logits"], -logits[:, None]], dim=1)
+            output["class_logits"], output["logits"] = scores, lead(scores, class_labels)
+        if self.twin is not None:
+            output["twin_logits"] = self.twin(features)
+        if self.embed is not None:
+            output["embeddings"] = F.normalize(self.embed(features), dim=1)
+            output["proxies"] = F.normalize(self.proxies(class_labels), dim=1)
+        if self.codes is not None:
+            output["codes"] = self.codes(features)
+        return output
+
+
+def lead(scores: Tensor, labels: Tensor) -> Tensor:
+    """By how much the score of the label exceeds the best of the others, [B]."""
+    chosen = scores.gather(1, labels[:, None])
+    return (chosen - scores.scatter(1, labels[:, None], -math.inf).amax(1, keepdim=True)).squeeze(1)
 
 
 def stage_widths(channels: int | list[int], n: int) -> list[int]:
