@@ -26,12 +26,15 @@ class Phase:
             phase with ``every=n``).
         data: whether it draws a fresh batch of its own; one without still gets a batch, of which
             only the size counts.
+        keeps: parts of the trained models that stay as they are, by the start of their parameters'
+            names ("discriminator.blocks.0").
     """
 
     name: str
     trains: tuple[str, ...]
     every: int = 1
     data: bool = True
+    keeps: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

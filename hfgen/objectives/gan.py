@@ -69,6 +69,9 @@ class GAN(Objective):
             1).
         top_k: the generator learns from the best-judged share of its images only; the share falls
             from 1 to this along the run (Sinha et al. 2020). Couples rows.
+        freeze: parts of the discriminator that keep their weights, by the start of their
+            parameters' names, say ``blocks.0``: when a trained pair is tuned to few images, the
+            discriminator's lower layers are worth keeping (Mo et al. 2020, FreezeD).
     """
 
     adversarial_loss: str = "nonsaturating"
@@ -81,6 +84,7 @@ class GAN(Objective):
     n_critic: int = 1
     weight_clip: float | None = None
     top_k: float = 1.0
+    freeze: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.adversarial_loss not in LOSSES:
@@ -99,9 +103,12 @@ class GAN(Objective):
     @property
     def phases(self) -> tuple[Phase, ...]:
         return tuple(
-            Phase(name=name, trains=(part.side,), every=part.every)
+            Phase(name=name, trains=(part.side,), every=part.every, keeps=self._keeps(part.side))
             for name, part in self._parts.items()
         )
+
+    def _keeps(self, side: str) -> tuple[str, ...]:
+        return tuple(f"{side}.{name}" for name in self.freeze) if side == DISCRIMINATOR else ()
 
     def extra_models(self) -> dict[str, nn.Module]:
         """State of the regularisers (running means) and of the augmentation (its probability)."""

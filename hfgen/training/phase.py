@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from hfgen.errors import one_of
 from hfgen.objectives.base import Batch, Clock, Objective, Phase
 from hfgen.rng import Rng
 
@@ -18,7 +19,11 @@ class PhaseModule(nn.Module):
 
     The trained models are children (their gradients are reduced); all others are held in a plain
     dict, frozen. Wrapping the models instead would lose the synchronisation at every
-    ``unwrap_model(m).encode(...)``.
+    ``unwrap_model(m).encode(...)``. What the phase keeps is frozen before it is wrapped, since DDP
+    waits for the gradient of everything else.
+
+    Raises:
+        HfgenError: a part to keep that no trained model has.
     """
 
     def __init__(self, phase: Phase, objective: Objective, models: Mapping[str, object]):
@@ -27,20 +32,44 @@ class PhaseModule(nn.Module):
         self.trained = nn.ModuleDict({role: models[role] for role in phase.trains})  # type: ignore[misc]
         self._objective = objective
         self._models = dict(models)
+        self._kept = _named(self.trained, phase.keeps)
+        self.unfreeze()
 
     def forward(self, batch: Batch, rng: Rng, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
         return self._objective.loss(self.phase.name, self._models, batch, rng, clock)  # type: ignore[arg-type]
 
     def unfreeze(self) -> None:
-        """Let exactly the models of this phase collect gradients."""
+        """Let exactly what this phase learns collect gradients."""
         for role, model in self._models.items():
             if isinstance(model, nn.Module):
                 model.requires_grad_(False)
                 for parameter in learned(model) if role in self.trained else ():
-                    parameter.requires_grad_(True)
+                    parameter.requires_grad_(id(parameter) not in self._kept)
+
+
+def _named(models: nn.ModuleDict, keeps: tuple[str, ...]) -> set[int]:
+    """The parameters that ``keeps`` means, by identity."""
+    found: set[int] = set()
+    for name in keeps:
+        inside = [p for n, p in models.named_parameters() if f"{n}.".startswith(f"{name}.")]
+        if not inside:
+            depth = name.count(".") + 1
+            parts = {".".join(n.split(".")[:depth]) for n, _ in models.named_parameters()}
+            raise one_of("phase.keeps", name, sorted(parts))
+        found |= {id(p) for p in inside}
+    return found
 
 
 def learned(model: nn.Module) -> list[nn.Parameter]:
-    """What training changes: the low-rank adapters where peft has put some, else everything."""
+    """What training changes: the low-rank adapters where peft has put some, else all that the
+    model's own ``requires_grad_`` sets free (a frozen backbone inside it stays as it is).
+    """
     adapters = [value for name, value in model.named_parameters() if ".lora_" in name]
-    return adapters or list(model.parameters())
+    if adapters:
+        return adapters
+    before = [p.requires_grad for p in model.parameters()]
+    model.requires_grad_(True)
+    found = [p for p in model.parameters() if p.requires_grad]
+    for parameter, was in zip(model.parameters(), before, strict=True):
+        parameter.requires_grad_(was)
+    return found

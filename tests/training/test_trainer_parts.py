@@ -14,7 +14,7 @@ from hfgen.training.config import OptimizerConfig
 from hfgen.training.ema import EMA
 from hfgen.training.meter import Meter
 from hfgen.training.optimizers import build_optimizer, build_schedule, config_for_role
-from hfgen.training.phase import PhaseModule
+from hfgen.training.phase import PhaseModule, learned
 
 
 def test_an_average_halves_its_distance_in_a_half_life():
@@ -145,3 +145,48 @@ def test_a_phase_gives_gradients_to_its_own_models_only():
         assert models[other].weight.grad is None
         models[phase.name].zero_grad(set_to_none=True)
         assert set(module.trained) == {phase.name}
+
+
+class KeepsTheFirst(TwoModels):
+    @property
+    def phases(self):
+        return (Phase(name="a", trains=("a",), keeps=("a.0",)),)
+
+
+def test_a_phase_keeps_what_it_names():
+    models = {"a": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), "b": nn.Linear(2, 1)}
+    module = PhaseModule(KeepsTheFirst().phases[0], KeepsTheFirst(), models)
+    module.unfreeze()
+    module({"images": torch.ones(3, 2)}, Rng(0), None)[0].backward()
+    assert models["a"][0].weight.grad is None and models["a"][1].weight.grad is not None
+    before = [p.clone() for p in models["a"].parameters()]
+    build_optimizer(OptimizerConfig(adam_weight_decay=0.1), models["a"]).step()
+    changed = [
+        not torch.equal(p, old) for p, old in zip(models["a"].parameters(), before, strict=True)
+    ]
+    assert changed == [False, False, True, True]
+
+
+def test_a_part_to_keep_must_exist():
+    phase = Phase(name="a", trains=("a",), keeps=("a.2",))
+    with pytest.raises(HfgenError, match="unknown value 'a.2'.*a.0, a.1"):
+        PhaseModule(phase, TwoModels(), {"a": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))})
+
+
+class FrozenInside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.backbone, self.head = nn.Linear(2, 2), nn.Linear(2, 1)
+
+    def requires_grad_(self, requires_grad=True):
+        super().requires_grad_(requires_grad)
+        self.backbone.requires_grad_(False)
+        return self
+
+
+def test_what_a_model_freezes_itself_is_not_learned():
+    model = FrozenInside()
+    assert learned(model) == list(model.head.parameters())
+    model.requires_grad_(False)
+    assert learned(model) == list(model.head.parameters())
+    assert not any(p.requires_grad for p in model.parameters())
