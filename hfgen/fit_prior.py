@@ -39,7 +39,7 @@ def fit_prior(
         source: images that the VAE was trained on.
         kind: ``gmm`` (a Gaussian mixture by EM), ``maf`` or ``iaf`` (normalising flows),
             ``two-stage`` (a second VAE, Dai & Wipf 2019), ``codes`` (a transformer over the codes
-            of a VQVAE).
+            of a VQVAE or a hierarchical one).
         num_components: of the mixture.
         total_images: latents seen while training, for all but the mixture.
     Returns:
@@ -50,7 +50,7 @@ def fit_prior(
     if kind not in KINDS:
         raise one_of("prior", kind, KINDS)
     vae = pipeline.vae.eval()
-    quantised = type(vae).__name__ == "VQVAE"
+    quantised = "quantizer" in vae.config
     if quantised != (kind == "codes"):
         name = type(vae).__name__
         valid = "codes" if quantised else ", ".join(k for k in KINDS if k != "codes")
@@ -76,7 +76,7 @@ def _encode(vae: Any, source: Source, batch_size: int) -> tuple[Tensor, Tensor |
         batch = source.batch(range(first, min(first + batch_size, len(source))))
         given = {"class_labels": batch["labels"].to(vae.device)} if conditional else {}
         images = batch["images"].to(vae.device, vae.dtype)
-        if type(vae).__name__ == "VQVAE":
+        if "quantizer" in vae.config:
             codes.append(vae.quantize(vae.encode_map(images, **given)).indices.cpu())
         else:
             codes.append(vae.encode(images, **given).latent_dist.sample().float().cpu())

@@ -38,6 +38,7 @@ MODELS: dict[str, str] = {
     "MLPVAE": "hfgen.models.vae_mlp:MLPVAE",
     "ConvVAE": "hfgen.models.vae_conv:ConvVAE",
     "VQVAE": "hfgen.models.vae_vq:VQVAE",
+    "HierarchicalVQVAE": "hfgen.models.vae_vq_hierarchical:HierarchicalVQVAE",
     "LadderVAE": "hfgen.models.vae_ladder:LadderVAE",
     "LatentDiscriminator": "hfgen.models.vae_discriminator:LatentDiscriminator",
     "PatchDiscriminator": "hfgen.models.vae_patch_discriminator:PatchDiscriminator",

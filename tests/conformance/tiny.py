@@ -183,6 +183,17 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
             inputs=noise(1, 8, 8),
         ),
     ],
+    "HierarchicalVQVAE": [
+        TinyModel(
+            options={
+                "sample_size": 8,
+                "block_out_channels": [8, 8],
+                "quantizer": {"num_embeddings": 5, "dim": 2, "ema_decay": 0.9},
+                "num_class_embeds": 3,
+            },
+            inputs=labelled(1, 8, 8),
+        ),
+    ],
     "GaussianMixturePrior": [prior(noise(4), latent_shape=[4], num_components=3)],
     "VampPrior": [
         prior(noise(4), tiny=TinyVamp, latent_dim=4, num_components=3, sample_size=8),

@@ -182,6 +182,12 @@ class VectorQuantizer(Quantizer):
     def embed(self, indices: Tensor) -> Tensor:
         return F.embedding(indices.squeeze(-1), self.codebook).movedim(-1, 1)
 
+    @torch.no_grad()
+    def nearest_codes(self, z: Tensor) -> Tensor:
+        """The codes of latents, same shape, without learning from them."""
+        index = nearest(_rows(z.float()), self.codebook)
+        return self.embed(index.view(len(z), *z.shape[2:], 1))
+
     def tables(self) -> Tensor:
         return self.codebook.unsqueeze(0)
 
@@ -241,6 +247,7 @@ class VectorQuantizer(Quantizer):
 
 def nearest(rows: Tensor, codebook: Tensor) -> Tensor:
     """Index of the nearest code of each row, [N]: ||x - e||^2 without the ||x||^2 of all codes."""
+    codebook = codebook.to(rows.dtype)
     return torch.addmm(codebook.square().sum(1), rows, codebook.T, alpha=-2).argmin(1)
 
 
