@@ -37,6 +37,9 @@ class PixelTransformer(ModelMixin, ConfigMixin):
         second_time: take a second time ``r`` (MeanFlow, shortcut models).
         time_factor: what times are multiplied by before their sinusoids. 1 tells the 1000 steps of
             a chain apart; flow maps are differentiated by time and want it smooth, 0.02 or so.
+        velocity_from_image: make an image inside and put out the velocity that leads to it on the
+            linear path, (sample - image) / t with t = timestep / 1000, at least 0.05 (JiT, section
+            4.1; for flow maps Lu et al. 2026, "pixel MeanFlow").
 
     Raises:
         ValueError: sizes that do not divide.
@@ -58,6 +61,7 @@ class PixelTransformer(ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
         second_time: bool = False,
         time_factor: float = 1.0,
+        velocity_from_image: bool = False,
     ):
         super().__init__()
         if patch_size < 1 or sample_size % patch_size:
@@ -112,8 +116,11 @@ class PixelTransformer(ModelMixin, ConfigMixin):
                 x = block(x, condition, self.cos, self.sin)
         shift, scale = self.modulation_out(F.silu(condition))[:, None].chunk(2, dim=-1)
         patches = self.patches_out(self.norm_out(x) * (1 + scale) + shift)
-        image = self._unpatch(patches)
-        return UNet2DOutput(sample=image) if return_dict else (image,)
+        output = self._unpatch(patches)
+        if self.config["velocity_from_image"]:
+            t = (_rows(timestep, sample) / 1000).clamp(min=0.05)
+            output = (sample[:, : output.shape[1]] - output) / t[:, None, None, None]
+        return UNet2DOutput(sample=output) if return_dict else (output,)
 
     def _condition(
         self, sample: Tensor, timestep: Tensor | float, labels: Tensor | None, second: Tensor | None
@@ -127,15 +134,14 @@ class PixelTransformer(ModelMixin, ConfigMixin):
                 f"second_time={self.config['second_time']}"
             )
         condition = self._embed(self.time_in, timestep, sample)
-        if self.second_time_in is not None:
+        if self.second_time_in is not None and second is not None:
             condition = condition + self._embed(self.second_time_in, second, sample)
         if self.class_in is not None:
             condition = condition + self.class_in(labels)
         return condition
 
-    def _embed(self, mlp: nn.Module, timestep: Tensor | float | None, sample: Tensor) -> Tensor:
-        time = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
-        time = time * self.config["time_factor"]
+    def _embed(self, mlp: nn.Module, timestep: Tensor | float, sample: Tensor) -> Tensor:
+        time = _rows(timestep, sample) * self.config["time_factor"]
         return mlp(sinusoidal_embedding(time, self.config["hidden_dim"]).to(sample.dtype))
 
     def _unpatch(self, patches: Tensor) -> Tensor:
@@ -144,6 +150,11 @@ class PixelTransformer(ModelMixin, ConfigMixin):
         side, channels = size // p, self.config["out_channels"]
         grid = patches.reshape(-1, side, side, channels, p, p)
         return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, size, size)
+
+
+def _rows(timestep: Tensor | float, sample: Tensor) -> Tensor:
+    """The time of each row [B]."""
+    return torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
 
 
 def _embedding_mlp(width: int) -> nn.Sequential:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch.func import jvp
 
+from hfgen.denoising import Flow, LinearPath, Parameterisation
 from hfgen.models.layers.transformer import rotary_angles, rotate_pairs, sinusoidal_embedding
 from hfgen.models.transformer_pixel import PixelTransformer
 
@@ -127,3 +128,18 @@ def test_sinusoidal_embedding_is_diffusers_own():
     time = torch.tensor([0.0, 1.0, 999.0])
     expected = get_timestep_embedding(time, 32, flip_sin_to_cos=True, downscale_freq_shift=0)
     torch.testing.assert_close(sinusoidal_embedding(time, 32), expected)
+
+
+def test_a_velocity_from_an_image_means_that_image():
+    """Both readings of the same weights: x_t - t u is the image, at every t that is not cut off."""
+    path = LinearPath()
+    same = {"second_time": True, "bottleneck_dim": 8}
+    image, velocity = build(**same), build(**same, velocity_from_image=True)
+    x_t, t, r = torch.randn(3, 3, 8, 8), torch.tensor([0.05, 0.4, 1.0]), torch.zeros(3)
+    sample, time = path.model_input(x_t, t)
+    call = {"second_timestep": path.model_input(x_t, r)[1]}
+    expected = image(sample, time, **call).sample
+    u = velocity(sample, time, **call).sample
+    torch.testing.assert_close(Parameterisation(path, Flow()).denoised(u, x_t, t), expected)
+    nearly_clean = velocity(sample, torch.full((3,), 1e-3), **call).sample
+    assert nearly_clean.isfinite().all() and nearly_clean.abs().max() < 1e3
