@@ -107,7 +107,7 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
 def _train(recipe: Recipe, accelerator: Any) -> Run:
     import torch
 
-    from hfgen.build import build_components, build_pipeline, exported_roles
+    from hfgen.build import build_components, exported_roles
     from hfgen.data import BatchStream
     from hfgen.finish import finish
     from hfgen.hub.background import RunPusher
@@ -145,7 +145,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
     )
 
     def pipeline(models: Mapping[str, Any]) -> Any:
-        return build_pipeline(recipe, {**components, **models})
+        return assemble(recipe, {**components, **models})
 
     def sample(models: Mapping[str, Any], images_seen: int) -> None:
         target = recipe.folder / "samples" / f"{images_seen:010d}.png"
@@ -199,6 +199,19 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
     accelerator.wait_for_everyone()
     log.close()
     return Run(recipe.folder, stopped_by)
+
+
+def assemble(recipe: Recipe, components: Mapping[str, Any]) -> Any:
+    """The recipe's pipeline over trained ``components``, with standing statistics where asked
+    for.
+    """
+    from hfgen.build import build_pipeline
+    from hfgen.objectives.gan import GAN
+    from hfgen.standing_statistics import set_standing_statistics
+
+    if isinstance(recipe.objective, GAN) and recipe.objective.standing_statistics:
+        set_standing_statistics(components["generator"], recipe.objective.standing_statistics)
+    return build_pipeline(recipe, components)
 
 
 def _evaluator(recipe: Recipe, pipeline: Callable[..., Any]) -> Callable[..., dict[str, float]]:
@@ -343,7 +356,7 @@ def export_checkpoint(folder: str, checkpoint: str = "latest", ema: int = 0) -> 
     Raises:
         HfgenError: not a run, no such checkpoint, no such average.
     """
-    from hfgen.build import build_components, build_pipeline, exported_roles
+    from hfgen.build import build_components, exported_roles
     from hfgen.finish import finish
     from hfgen.latents import training_source
     from hfgen.training.checkpoints import Checkpoints, load_module
@@ -374,7 +387,7 @@ def export_checkpoint(folder: str, checkpoint: str = "latest", ema: int = 0) -> 
             source / f"{f'ema{ema}-' if averaged else ''}{role}.safetensors", components[role]
         )
     target = Path(folder) / "pipeline"
-    pipeline = build_pipeline(recipe, components)
+    pipeline = assemble(recipe, components)
     finish(pipeline, recipe.objective, images)
     export(pipeline, recipe, target, images.words)
     return target
@@ -391,7 +404,7 @@ def export_ema(folder: str, sigma_rel: float, output: str | None = None) -> Path
     Raises:
         HfgenError: not a run, no averages, an impossible width.
     """
-    from hfgen.build import build_components, build_pipeline, exported_roles
+    from hfgen.build import build_components, exported_roles
     from hfgen.latents import training_source
     from hfgen.training.ema_snapshots import reconstruct_width
 
@@ -403,7 +416,7 @@ def export_ema(folder: str, sigma_rel: float, output: str | None = None) -> Path
     for role in roles:
         components[role].load_state_dict(weights[role])
     target = Path(output or Path(folder) / f"pipeline-ema-{sigma_rel:g}")
-    export(build_pipeline(recipe, components), recipe, target)
+    export(assemble(recipe, components), recipe, target)
     return target
 
 

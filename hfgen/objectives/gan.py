@@ -21,6 +21,7 @@ from hfgen.objectives.gan_regularizers import (
     REGULARIZERS,
     Regularizer,
 )
+from hfgen.objectives.gan_symptoms import diversity, symptoms
 from hfgen.rng import Rng
 
 Models = Mapping[str, nn.Module]
@@ -48,7 +49,8 @@ class GAN(Objective):
     Logged: the losses and penalties; ``logit_real`` and ``logit_fake``; ``overfitting``, the mean
     sign of the logits of real training images (r_t of Karras et al. 2020, ADA, equation 1: towards
     1 the discriminator knows the training set by heart); ``diversity``, the mean distance of two
-    generated images over that of two real ones (towards 0 the generator has collapsed).
+    generated images over that of two real ones, of one class where there are classes (towards 0 the
+    generator has collapsed). ``symptoms`` reads them.
 
     Args:
         adversarial_loss: a name of ``gan_losses.LOSSES``.
@@ -72,6 +74,9 @@ class GAN(Objective):
         freeze: parts of the discriminator that keep their weights, by the start of their
             parameters' names, say ``blocks.0``: when a trained pair is tuned to few images, the
             discriminator's lower layers are worth keeping (Mo et al. 2020, FreezeD).
+        standing_statistics: so many generated images give the averaged generator's batch norms
+            their means and variances wherever it draws or is exported (Brock et al. 2019, BigGAN,
+            section 4), instead of those that the raw generator last had. 0: off.
     """
 
     adversarial_loss: str = "nonsaturating"
@@ -85,6 +90,7 @@ class GAN(Objective):
     weight_clip: float | None = None
     top_k: float = 1.0
     freeze: tuple[str, ...] = ()
+    standing_statistics: int = 0
 
     def __post_init__(self) -> None:
         if self.adversarial_loss not in LOSSES:
@@ -117,6 +123,9 @@ class GAN(Objective):
             *([self.augmentation] if self.augmentation else []),
         ]
         return {role: module for owner in owners for role, module in owner.modules().items()}
+
+    def symptoms(self, terms: Mapping[str, float], clock: Clock) -> dict[str, str]:
+        return symptoms(terms, clock, self.adversarial_loss)
 
     def loss(
         self, phase: str, models: Models, batch: Batch, rng: Rng, clock: Clock
@@ -171,8 +180,8 @@ class GAN(Objective):
         if share < 1:
             best = game.fake_verdict.logits.topk(math.ceil(share * len(rows)))
             rows = rows[best.indices]
-        value = rows.mean()
-        return value, {"loss_g": value, "diversity": spread(game.fake) / spread(game.real)}
+        value, labels = rows.mean(), game.labels(GENERATOR)
+        return value, {"loss_g": value, "diversity": diversity(game.fake, game.real, labels)}
 
     @cached_property
     def all_regularizers(self) -> dict[str, Regularizer]:
@@ -217,9 +226,3 @@ def class_arguments(game: Game) -> tuple[Tensor, Tensor, Tensor]:
             "discriminator with conditioning: multi_hinge"
         )
     return real.class_logits, fake.class_logits, labels
-
-
-def spread(images: Tensor) -> Tensor:
-    """Mean absolute difference of neighbouring rows, a scalar."""
-    images = images.detach()
-    return (images - images.roll(1, 0)).abs().mean()

@@ -4,7 +4,8 @@
 images and return the loss of each row, [B]: a mean over rows is then the same however the batch is
 split, except for the losses that compare every real image with every generated one
 (``couples_rows``). ``uses_real`` says whether the generator's loss looks at real images at all.
-Those ``of_classes`` take class logits [B, K + 1], the last for "generated", and labels [B] besides.
+``signed`` says whether the sign of a logit means "real" or "generated". Those ``of_classes`` take
+class logits [B, K + 1], the last for "generated", and labels [B] besides.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ class AdversarialLoss:
     uses_real: bool = False
     couples_rows: bool = False
     of_classes: bool = False
+    signed: bool = False
 
 
 def logistic_discriminator(real: Tensor, fake: Tensor) -> Tensor:
@@ -130,17 +132,21 @@ def multi_hinge_generator(real: Tensor, fake: Tensor, labels: Tensor) -> Tensor:
 
 
 _NONSATURATING = AdversarialLoss(
-    discriminator=logistic_discriminator, generator=nonsaturating_generator
+    discriminator=logistic_discriminator, generator=nonsaturating_generator, signed=True
 )
 
 LOSSES: dict[str, AdversarialLoss] = {
-    "minimax": AdversarialLoss(discriminator=logistic_discriminator, generator=minimax_generator),
+    "minimax": AdversarialLoss(
+        discriminator=logistic_discriminator, generator=minimax_generator, signed=True
+    ),
     "nonsaturating": _NONSATURATING,
     "logistic": _NONSATURATING,  # StyleGAN's name for it
     "least_squares": AdversarialLoss(
         discriminator=least_squares_discriminator, generator=least_squares_generator
     ),
-    "hinge": AdversarialLoss(discriminator=hinge_discriminator, generator=critic_generator),
+    "hinge": AdversarialLoss(
+        discriminator=hinge_discriminator, generator=critic_generator, signed=True
+    ),
     "wasserstein": AdversarialLoss(
         discriminator=wasserstein_discriminator, generator=critic_generator
     ),
@@ -162,7 +168,10 @@ LOSSES: dict[str, AdversarialLoss] = {
         couples_rows=True,
     ),
     "multi_hinge": AdversarialLoss(
-        discriminator=multi_hinge_discriminator, generator=multi_hinge_generator, of_classes=True
+        discriminator=multi_hinge_discriminator,
+        generator=multi_hinge_generator,
+        of_classes=True,
+        signed=True,
     ),
 }
 """Names for recipes."""

@@ -30,6 +30,10 @@ class OptimizerConfig:
             ...).
         lr_warmup_steps: training steps of linear warm-up, whatever the accumulation and the number
             of processes.
+        lr_final_ratio: a decaying schedule ends at this share of the learning rate instead of at 0
+            (R3GAN: 0.25).
+        final_adam_beta2: the second moment's decay moves from ``adam_beta2`` to this along half a
+            cosine over the run (Huang et al. 2024, R3GAN: 0.9 to 0.99).
         max_grad_norm: clip the gradient of each phase to this norm; null leaves it alone.
         roles: e.g. ``{discriminator: {learning_rate: 4.0e-4}}``.
     """
@@ -45,6 +49,8 @@ class OptimizerConfig:
     lr_warmup_steps: int = 0
     lr_num_cycles: int = 1
     lr_power: float = 1.0
+    lr_final_ratio: float = 0.0
+    final_adam_beta2: float | None = None
     max_grad_norm: float | None = None
     roles: dict[str, Any] = field(default_factory=dict)
 
@@ -53,9 +59,12 @@ class OptimizerConfig:
         _not_negative(
             lr_warmup_steps=self.lr_warmup_steps, adam_weight_decay=self.adam_weight_decay
         )
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must lie in [0, 1), got {getattr(self, name)}")
+        for name in ("adam_beta1", "adam_beta2", "final_adam_beta2", "lr_final_ratio"):
+            value = getattr(self, name)
+            if value is not None and not 0 <= value < 1:
+                raise ValueError(f"{name} must lie in [0, 1), got {value}")
+        if self.final_adam_beta2 is not None and self.type not in ("adam", "adamw"):
+            raise ValueError(f"final_adam_beta2: type {self.type} has no beta2; valid: adam, adamw")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +80,9 @@ class TrainingConfig:
         and five sample
             grids a run, and no evaluation before the end; 0 means never.
         best_metric: the metric of ``evaluate_every`` whose lowest value marks the best checkpoint.
+        roll_backs: how often a run may return to its best checkpoint when the objective sees it go
+            wrong (collapse, an overfitting discriminator). It goes on from there with fresh batches
+            at half the learning rates; the counters go on as well, so that it ends when it would.
         resume_from_checkpoint: "latest" or a checkpoint's folder (short: ``--resume``).
         allow_recipe_change: lets a resumed run go on under a recipe that differs from the
             checkpoint's.
@@ -91,6 +103,7 @@ class TrainingConfig:
     evaluate_every: int | None = None
     evaluate_num_images: int = 500
     best_metric: str = "fd"
+    roll_backs: int = 0
     resume_from_checkpoint: str | None = None
     allow_recipe_change: bool = False
 
@@ -105,6 +118,11 @@ class TrainingConfig:
         )
         for name in ("checkpoint_every", "sample_every", "evaluate_every"):
             _not_negative(**{name: getattr(self, name)})
+        _not_negative(roll_backs=self.roll_backs)
+        if self.roll_backs and not self.evaluate_every:
+            raise ValueError(
+                "roll_backs needs evaluate_every: without it no checkpoint is the best"
+            )
 
     @property
     def steps(self) -> int:
@@ -122,6 +140,8 @@ class EMAConfig:
             exported. Empty: none.
         rampup_ratio: the half-life grows as this share of the images seen, until it is reached;
             null for no ramp.
+        ramp_images: the half-life grows from 0 along half a cosine over so many images instead
+            (Huang et al. 2024, R3GAN); set ``rampup_ratio`` to null with it.
         sigma_rels: relative widths of power-function averages that are stored ``snapshots`` times
             a run, so that ``hfgen ema RUN --sigma-rel W`` makes a pipeline of any width afterwards;
             two of them, 0.05 and 0.1, are enough.
@@ -129,6 +149,7 @@ class EMAConfig:
 
     half_lives: tuple[int, ...] = (50_000,)
     rampup_ratio: float | None = 0.05
+    ramp_images: int | None = None
     sigma_rels: tuple[float, ...] = ()
     snapshots: int = 16
 
@@ -139,7 +160,9 @@ class EMAConfig:
                 raise ValueError(f"sigma_rels must lie in (0, 0.2886], got {width}")
         for value in self.half_lives:
             _positive(half_lives=value)
-        _positive(rampup_ratio=self.rampup_ratio)
+        _positive(rampup_ratio=self.rampup_ratio, ramp_images=self.ramp_images)
+        if self.ramp_images is not None and self.rampup_ratio is not None:
+            raise ValueError("ramp_images wants rampup_ratio: null")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 
 import torch
@@ -22,16 +23,23 @@ class EMA:
         models: the models to follow, by role; deep copies of them are kept in ``models``.
         half_life: in images.
         rampup_ratio: share of the images seen that bounds the half-life; None for no ramp.
+        ramp_images: the half-life grows from 0 along half a cosine over so many images (Huang et
+            al. 2024, R3GAN); None for no such ramp.
     """
 
     def __init__(
-        self, models: Mapping[str, nn.Module], half_life: float, rampup_ratio: float | None
+        self,
+        models: Mapping[str, nn.Module],
+        half_life: float,
+        rampup_ratio: float | None,
+        ramp_images: int | None = None,
     ):
         self.models = {role: copy.deepcopy(model).eval() for role, model in models.items()}
         for model in self.models.values():
             model.requires_grad_(False)
         self._half_life = half_life
         self._rampup_ratio = rampup_ratio
+        self._ramp_images = ramp_images
         pairs = [_tensors(self.models[role], model) for role, model in models.items()]
         self._averaged = [pair for averaged, _ in pairs for pair in averaged]
         self._copied = [pair for _, copied in pairs for pair in copied]
@@ -43,6 +51,9 @@ class EMA:
         half_life = self._half_life
         if self._rampup_ratio is not None:
             half_life = min(half_life, self._rampup_ratio * images_seen)
+        if self._ramp_images is not None:
+            share = min(images_seen / self._ramp_images, 1.0)
+            half_life *= 0.5 * (1 - math.cos(math.pi * share))
         return 0.5 ** (batch / max(half_life, 1e-8))
 
     @torch.no_grad()

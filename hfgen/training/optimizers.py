@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def build_schedule(
     names = [kind.value for kind in SchedulerType if kind.value != "piecewise_constant"]
     if config.lr_scheduler not in names:
         raise one_of("optimizer.lr_scheduler", config.lr_scheduler, names)
-    return get_scheduler(
+    schedule = get_scheduler(
         config.lr_scheduler,
         optimizer,
         num_warmup_steps=config.lr_warmup_steps,
@@ -74,3 +75,32 @@ def build_schedule(
         num_cycles=config.lr_num_cycles,
         power=config.lr_power,
     )
+    if config.lr_final_ratio:
+        share, falling = config.lr_final_ratio, schedule.lr_lambdas
+        schedule.lr_lambdas = [lambda step, f=f: share + (1 - share) * f(step) for f in falling]
+    return schedule
+
+
+def beta2(config: OptimizerConfig, progress: float) -> float:
+    """Adam's second decay at a share ``progress`` of the run, in [0, 1]."""
+    first, last = config.adam_beta2, config.final_adam_beta2
+    if last is None:
+        return first
+    return last + (first - last) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_beta2(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Adam's second decay from the next step on."""
+    for group in optimizer.param_groups:
+        group["betas"] = (group["betas"][0], value)
+
+
+def halve_rates(schedule: LambdaLR) -> None:
+    """From now on half of the learning rates that ``schedule`` would have set; its state dict
+    remembers.
+    """
+    schedule.base_lrs = [0.5 * rate for rate in schedule.base_lrs]
+    rates = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+    schedule._last_lr = [rate * share(schedule.last_epoch) for rate, share in rates]
+    for group, rate in zip(schedule.optimizer.param_groups, schedule._last_lr, strict=True):
+        group["lr"] = rate

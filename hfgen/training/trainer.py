@@ -24,7 +24,14 @@ from hfgen.training.ema import EMA, PowerEMA
 from hfgen.training.ema_snapshots import save_averages
 from hfgen.training.log import Log, Progress
 from hfgen.training.meter import Meter
-from hfgen.training.optimizers import build_optimizer, build_schedule, config_for_role
+from hfgen.training.optimizers import (
+    beta2,
+    build_optimizer,
+    build_schedule,
+    config_for_role,
+    halve_rates,
+    set_beta2,
+)
 from hfgen.training.phase import PhaseModule
 from hfgen.training.signals import StopFlag
 
@@ -53,6 +60,7 @@ class Progression:
     step: int = 0
     images_seen: int = 0
     seconds: float = 0.0
+    roll_backs: int = 0
 
 
 @dataclass
@@ -112,7 +120,8 @@ class Trainer:
         self._state: dict[str, nn.Module] = {role: models[role] for role in state}
         self._place(models)
         followed = {role: self.models[role] for role in exported if role in roles}
-        self._emas = [EMA(followed, half, ema.rampup_ratio) for half in ema.half_lives]
+        ramps = (ema.rampup_ratio, ema.ramp_images)
+        self._emas = [EMA(followed, half, *ramps) for half in ema.half_lives]
         self._profiles = [PowerEMA(followed, width) for width in ema.sigma_rels]
         self._profile_every = -(-training.steps // ema.snapshots) * training.total_batch_size
         self._modules = {
@@ -122,6 +131,8 @@ class Trainer:
         self._active: str | None = None
         settings = {role: config_for_role(optimizer, role) for role in roles}
         raw = {role: build_optimizer(settings[role], self.models[role]) for role in roles}
+        self._moving = {r: raw[r] for r in roles if settings[r].final_adam_beta2 is not None}
+        self._settings = settings
         self._schedules = {
             role: build_schedule(settings[role], raw[role], training.steps) for role in roles
         }
@@ -160,6 +171,8 @@ class Trainer:
         self._seed_global_draws()
         size = self._config.total_batch_size
         clock = Clock(self.now.step, self.now.images_seen, self._config.steps * size, size)
+        for role, optimizer in self._moving.items():
+            set_beta2(optimizer, beta2(self._settings[role], clock.progress()))
         terms: dict[str, Tensor] = {}
         for phase in self._phases:
             if self.now.step % phase.every == 0:
@@ -289,13 +302,42 @@ class Trainer:
         return values
 
     def _say_symptoms(self, values: Mapping[str, float]) -> None:
-        """One line for each trouble that the objective sees in the logged means, once in a run."""
+        """One line for each trouble that the objective sees in the logged means, once in a run;
+        and back to the best checkpoint, as often as that is allowed.
+        """
         size = self._config.total_batch_size
         clock = Clock(self.now.step, self.now.images_seen, self._config.steps * size, size)
-        for name, line in self._objective.symptoms(values, clock).items():
-            if name not in self._said and self._accelerator.is_main_process:
-                print(f"warning: {name} at step {self.now.step}: {line}", file=sys.stderr)
+        symptoms = self._objective.symptoms(values, clock)
+        for name, line in symptoms.items():
+            if name not in self._said:
+                self._say(f"warning: {name} at step {self.now.step}: {line}")
             self._said.add(name)
+        if symptoms and self.now.roll_backs < self._config.roll_backs:
+            self._roll_back(", ".join(symptoms))
+
+    def _roll_back(self, reason: str) -> None:
+        """Weights, averages and moments of the best checkpoint; the counters go on, so that what
+        comes is not what came, and the learning rates are halved.
+        """
+        self._accelerator.wait_for_everyone()
+        best = self._checkpoints.best()
+        if best is None:
+            return
+        optimizers = load_into(
+            self._checkpoints.folder / best["checkpoint"], self._modules_to_save()
+        )
+        for role, values in optimizers["optimizers"].items():
+            self._optimizers[role].load_state_dict(values)
+            halve_rates(self._schedules[role])
+        self.now.roll_backs += 1
+        self._say(
+            f"rolled back to {best['checkpoint']} ({best['metric']} {best['value']:.4g}) at step "
+            f"{self.now.step} for {reason}; learning rates halved"
+        )
+
+    def _say(self, line: str) -> None:
+        if self._accelerator.is_main_process:
+            print(line, file=sys.stderr)
 
     def _stop_clock(self, until: float) -> None:
         """Add the time since the last look to the seconds of training (sampling and saving do not
@@ -341,7 +383,8 @@ class Trainer:
             self._schedules[role].load_state_dict(values)
         if self._accelerator.scaler is not None and "scaler" in optimizers:
             self._accelerator.scaler.load_state_dict(optimizers["scaler"])
-        self.now = Progression(state["step"], state["images_seen"], state["seconds"])
+        counted = (state["step"], state["images_seen"], state["seconds"])
+        self.now = Progression(*counted, state.get("roll_backs", 0))
         self._speed.images = self.now.images_seen
         self._stream.load_state_dict(state["stream"])
         self._log.rewind(self.now.step)

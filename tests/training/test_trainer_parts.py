@@ -10,10 +10,17 @@ from torch import nn
 from hfgen.errors import HfgenError
 from hfgen.objectives.base import Objective, Phase
 from hfgen.rng import BLOCK, Rng
-from hfgen.training.config import OptimizerConfig
+from hfgen.training.config import EMAConfig, OptimizerConfig
 from hfgen.training.ema import EMA
 from hfgen.training.meter import Meter
-from hfgen.training.optimizers import build_optimizer, build_schedule, config_for_role
+from hfgen.training.optimizers import (
+    beta2,
+    build_optimizer,
+    build_schedule,
+    config_for_role,
+    halve_rates,
+    set_beta2,
+)
 from hfgen.training.phase import PhaseModule, learned
 
 
@@ -190,3 +197,60 @@ def test_what_a_model_freezes_itself_is_not_learned():
     model.requires_grad_(False)
     assert learned(model) == list(model.head.parameters())
     assert not any(p.requires_grad for p in model.parameters())
+
+
+def test_a_schedule_may_end_above_zero():
+    config = OptimizerConfig(learning_rate=2e-4, lr_scheduler="cosine", lr_final_ratio=0.25)
+    optimizer = build_optimizer(config, nn.Linear(1, 1))
+    schedule = build_schedule(config, optimizer, steps=100)
+    rates = []
+    for _ in range(101):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    assert rates[0] == pytest.approx(2e-4) and rates[100] == pytest.approx(5e-5)
+    assert rates[50] == pytest.approx((2e-4 + 5e-5) / 2)  # the middle of half a cosine
+
+
+def test_beta2_moves_along_half_a_cosine():
+    config = OptimizerConfig(type="adam", adam_beta2=0.9, final_adam_beta2=0.99)
+    assert [beta2(config, x) for x in (0, 0.5, 1)] == pytest.approx([0.9, 0.945, 0.99])
+    assert beta2(OptimizerConfig(adam_beta2=0.9), 0.5) == 0.9
+    model = nn.Linear(1, 1, bias=False)
+    optimizer = build_optimizer(config, model)
+    second = 0.0
+    for step in range(5):
+        value = beta2(config, step / 4)
+        set_beta2(optimizer, value)
+        model.weight.grad = torch.full((1, 1), float(step + 1))
+        optimizer.step()
+        second = value * second + (1 - value) * (step + 1) ** 2
+    assert optimizer.state[model.weight]["exp_avg_sq"].item() == pytest.approx(second, rel=1e-5)
+    with pytest.raises(ValueError, match="sgd has no beta2"):
+        OptimizerConfig(type="sgd", final_adam_beta2=0.9)
+
+
+def test_the_half_life_grows_along_half_a_cosine():
+    ema = EMA({}, half_life=1000, rampup_ratio=None, ramp_images=8000)
+    for seen, half_life in ((4000, 500), (8000, 1000), (9000, 1000)):
+        assert ema.decay(seen, 100) == pytest.approx(0.5 ** (100 / half_life))
+    assert ema.decay(0, 100) == 0  # the first step: the average is the model
+    with pytest.raises(ValueError, match="ramp_images wants rampup_ratio: null"):
+        EMAConfig(ramp_images=10)
+
+
+def test_halved_rates_stay_halved():
+    config = OptimizerConfig(learning_rate=1.0, lr_scheduler="linear")
+    optimizer = build_optimizer(config, nn.Linear(1, 1))
+    schedule = build_schedule(config, optimizer, steps=10)
+    for _ in range(4):
+        optimizer.step()
+        schedule.step()
+    halve_rates(schedule)
+    assert optimizer.param_groups[0]["lr"] == schedule.get_last_lr()[0] == pytest.approx(0.3)
+    again = build_schedule(config, build_optimizer(config, nn.Linear(1, 1)), steps=10)
+    again.load_state_dict(schedule.state_dict())
+    for one in (schedule, again):
+        one.optimizer.step()
+        one.step()
+        assert one.get_last_lr()[0] == pytest.approx(0.25)

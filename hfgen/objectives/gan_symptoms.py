@@ -1,0 +1,66 @@
+"""What the logged means of adversarial training say is going wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from hfgen.objectives.base import Clock
+from hfgen.objectives.gan_losses import LOSSES
+
+PATIENCE = 0.05
+"""Share of the run before which nothing is said: every discriminator wins at first."""
+COLLAPSED, BY_HEART, TOO_FAR = 0.4, 0.9, 20.0
+"""Diversity below, sign of real logits above, distance of the logits above which it is said."""
+
+
+def symptoms(terms: Mapping[str, float], clock: Clock, adversarial_loss: str) -> dict[str, str]:
+    """Name of the trouble -> one line, for ``Objective.symptoms``.
+
+    ``overfitting`` is r_t of Karras et al. 2020 (ADA, equation 1), read only where the sign of a
+    logit means something; the distance of the logits where it is no distance of distributions.
+    """
+    found: dict[str, str] = {}
+    if clock.progress() < PATIENCE:
+        return found
+    diversity = terms.get("diversity", 1.0)
+    if diversity < COLLAPSED:
+        found["collapse"] = (
+            f"generated images differ by {diversity:.2f} of what real ones do; more R1, a lower "
+            f"learning rate, mode_seeking, or labels through conditional batch norm"
+        )
+    sign = terms.get("overfitting", 0.0)
+    if sign > BY_HEART and LOSSES[adversarial_loss].signed:
+        found["discriminator overfitting"] = (
+            f"r_t is {sign:.2f}: it tells nearly all training images from generated ones; more R1, "
+            f"augmentation (ada, diffaugment), or more data"
+        )
+    distance = terms.get("logit_real", 0.0) - terms.get("logit_fake", 0.0)
+    if distance > TOO_FAR and adversarial_loss != "wasserstein":
+        found["discriminator too strong"] = (
+            f"the logits are {distance:.0f} apart: the generator learns next to nothing; more R1 "
+            f"or a lower learning rate of the discriminator"
+        )
+    return found
+
+
+def diversity(fake: Tensor, real: Tensor, labels: Tensor | None) -> Tensor:
+    """Mean distance of generated images over that of real ones, a scalar; with ``labels`` [B], of
+    images of one class, since a generator that knows one image of each class looks diverse
+    otherwise.
+    """
+    rows = torch.arange(len(fake), device=fake.device)
+    order = rows if labels is None else labels.argsort(stable=True)
+    pairs = torch.ones(len(rows), device=fake.device)
+    if labels is not None:
+        same = (labels[order] == labels[order].roll(1)).float()
+        pairs = torch.where(same.sum() > 0, same, pairs)  # no class twice: any two images
+    distances = [_neighbours(images.detach()[order]) @ pairs for images in (fake, real)]
+    return distances[0] / distances[1]
+
+
+def _neighbours(images: Tensor) -> Tensor:
+    """Mean absolute difference of each row and the one before it, [B]."""
+    return (images - images.roll(1, 0)).abs().flatten(1).mean(1).float()
