@@ -62,6 +62,10 @@ class Rng:
         """An independent source for the same rows, e.g. for one term of a loss."""
         return Rng(*self._key, *key, start=self._start, device=self.device)
 
+    def repeat(self, k: int) -> Rng:
+        """A source for k rows in place of each row: row i gets rows i k to i k + k - 1."""
+        return Rng(*self._key, start=self._start * k, device=self.device)
+
     def _draw(self, name: str, shape: tuple[int, ...], draw: Callable[..., Tensor]) -> Tensor:
         rows, rest = int(shape[0]), tuple(shape[1:])
         first, last = self._start // BLOCK, (self._start + rows - 1) // BLOCK

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from hfgen.data import Source
 from hfgen.errors import HfgenError, one_of
+from hfgen.evaluation.annealing import Path
 from hfgen.evaluation.bound import BIN, BINARY, DENSITY, DISCRETE, GREY, Bound, Pixels
 from hfgen.evaluation.conditions import (
     Condition,
@@ -126,9 +127,78 @@ class Elbo(ImportanceWeighted):
         return self.log_weights(pipeline, images, k, rng, labels).mean(0)
 
 
+class Annealed(ImportanceWeighted):
+    """ln 1/K sum_k w_k of K annealed chains from the prior to p(z | x) (Wu et al. 2017).
+
+    It needs no encoder, so it tells how much of the gap of the other bounds is the encoder's.
+    Chains move by Hamiltonian transitions whose step sizes one more chain has tuned beforehand.
+    """
+
+    by_default = False  # thousands of gradients for each image
+    num_temperatures = 200
+    num_leapfrog = 10
+
+    def nfe(self, pipeline: Any, k: int) -> int:
+        return (k + 1) * self.num_temperatures * (self.num_leapfrog + 1)
+
+    def condition(self, pipeline: Any, num_classes: int | None) -> Condition:
+        condition = super().condition(pipeline, num_classes)
+        name = type(getattr(pipeline, "prior", None)).__name__
+        if name not in ANNEALED_PRIORS:
+            raise HfgenError(
+                f"ais: no Hamiltonian steps under {name}; valid: the standard normal, "
+                f"{', '.join(ANNEALED_PRIORS[1:])}"
+            )
+        return condition
+
+    def log_prob(
+        self, pipeline: Any, images: Tensor, k: int, rng: Rng, labels: Tensor | None = None
+    ) -> Tensor:
+        with torch.inference_mode(False):  # gradients, of what inference mode has made
+            images = images.clone()
+            labels = None if labels is None else labels.clone()
+            steps = self._chains(pipeline, images, 1, rng, labels, None)
+            log_w = self._chains(pipeline, images, k, rng, labels, steps)
+        return torch.logsumexp(log_w.view(-1, k), 1) - math.log(k)
+
+    def _chains(
+        self,
+        pipeline: Any,
+        images: Tensor,
+        k: int,
+        rng: Rng,
+        labels: Tensor | None,
+        steps: Tensor | None,
+    ) -> Tensor:
+        """ln w [B * k] with step sizes [temperatures, B]; without them, such step sizes."""
+        many = images.repeat_interleave(k, 0)
+        labels = None if labels is None else labels.repeat_interleave(k)
+        given = label_arguments(pipeline.vae, labels)
+
+        def log_likelihood(z: Tensor) -> Tensor:
+            return pipeline.likelihood.log_prob(many, pipeline.vae.decode(z, **given).sample)
+
+        path = Path(
+            log_prior=lambda z: _log_prior(pipeline, z),
+            log_likelihood=log_likelihood,
+            num_temperatures=self.num_temperatures,
+            num_leapfrog=self.num_leapfrog,
+        )
+        rng = rng.fork("ais").repeat(k)
+        start = _prior_draws(pipeline, len(many), labels, rng.fork(steps is None))
+        if steps is None:
+            return path.tune(start, rng)
+        return path.log_weights(start, steps.repeat_interleave(k, 1), rng)
+
+
+ANNEALED_PRIORS = ("NoneType", "GaussianMixturePrior", "VampPrior", "FlowPrior")
+"""Priors with an exact density on all of space."""
+
+
 BOUNDS: dict[str, Bound] = {
     "elbo": Elbo(),
     "iw": ImportanceWeighted(),
+    "ais": Annealed(),
     "pf_ode": ProbabilityFlowODE(),
     "pf_ode_rk45": AdaptiveProbabilityFlowODE(),
     "vlb": VariationalBound(),
@@ -303,6 +373,16 @@ def _rsample(posterior: Any, noise: Tensor) -> tuple[Tensor, Tensor]:
         return posterior.rsample(noise)
     nats = -0.5 * (noise.square() + posterior.logvar + math.log(2 * math.pi))
     return posterior.mean + posterior.std * noise, nats.flatten(2).sum(2)
+
+
+def _prior_draws(pipeline: Any, rows: int, labels: Tensor | None, rng: Rng) -> Tensor:
+    """Latents [rows, *latent] of the pipeline's prior, or of the standard normal."""
+    prior = getattr(pipeline, "prior", None)
+    if prior is None:
+        return rng.randn("start", (rows, *pipeline.latent_shape))
+    seeds = rng.randint("start", 2**62, (rows,)).tolist()
+    generators = [torch.Generator(rng.device).manual_seed(seed) for seed in seeds]
+    return prior.sample(rows, generators, labels)
 
 
 def _log_prior(pipeline: Any, z: Tensor) -> Tensor:
