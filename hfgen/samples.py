@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import logging
 import math
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,36 @@ def sample_call(pipeline: Any, recipe: Any) -> dict[str, Any]:
     return {**steps, **recipe.logging.sample_call}
 
 
-def validation_images(recipe: Any, count: int) -> list[Image.Image]:
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Images that a model was not trained on, and what the data says of each of them.
+
+    ``labels`` and ``captions`` are empty where the data has none.
+    """
+
+    images: list[Image.Image] = field(default_factory=list)
+    labels: list[int] = field(default_factory=list)
+    captions: list[str] = field(default_factory=list)
+
+
+def held_out(recipe: Any, count: int) -> HeldOut:
     """The first ``count`` held-out images of a recipe's data. Raises HfgenError: no such data."""
     from hfgen.data import load_source
 
     source = load_source(recipe.data, split="validation")
-    pixels = source.uint8(range(min(count, len(source)))).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(p[..., 0] if p.shape[2] == 1 else p) for p in pixels]
+    rows = range(min(count, len(source)))
+    pixels = source.uint8(rows).permute(0, 2, 3, 1).numpy()
+    labels = source.labels(rows)
+    return HeldOut(
+        images=[Image.fromarray(p[..., 0] if p.shape[2] == 1 else p) for p in pixels],
+        labels=[] if labels is None else labels.tolist(),
+        captions=source.captions(rows) if source.spec.has_captions else [],
+    )
+
+
+def validation_images(recipe: Any, count: int) -> list[Image.Image]:
+    """The images of ``held_out``."""
+    return held_out(recipe, count).images
 
 
 def accepted(pipeline: Any, **options: Any) -> dict[str, Any]:

@@ -4,6 +4,7 @@ them is kept.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ import jinja2
 import yaml
 from huggingface_hub import EvalResult, ModelCardData
 
-from hfgen.hub.facts import CAPTIONS, Facts, Result, read_facts
+from hfgen.hub.facts import CAPTIONS, FROM_TEXT, SCORING, Facts, Result, read_facts
 from hfgen.hub.folder import card_metadata, components, split_card
 
 BEGIN = "<!-- hfgen:begin (generated; write above or below, this part is replaced) -->"
@@ -22,6 +23,8 @@ _GENERATED = re.compile(r"<!-- hfgen:begin.*?-->.*?<!-- hfgen:end -->", re.DOTAL
 _PLACEHOLDER = "user/name"
 _MEASURED_BY = "hfgen evaluate"
 _SOFTWARE = ("hfgen", "torch", "diffusers", "accelerate")
+_STEPS = 50
+"""Of a sampler, where no recipe says how many its samples were drawn with."""
 _HUB_DATASETS = {"mnist": "ylecun/mnist"}
 
 
@@ -40,8 +43,8 @@ def write_card(
 
     Raises HfgenError: not a pipeline, or the metadata of the card that is there is broken YAML.
     """
-    _show_newest_grid(Path(folder))
     facts = read_facts(folder)
+    _show_newest_grid(Path(folder))
     path = (facts.shared.run or facts.shared.pipeline) / "README.md"
     old = path.read_text(encoding="utf-8") if path.is_file() else ""
     if remote is not None and not written_by_hand(old):
@@ -89,9 +92,8 @@ def generated_metadata(facts: Facts) -> dict[str, Any]:
     """Metadata as the Hub reads it (https://huggingface.co/docs/hub/model-cards#model-card-
     metadata).
     """
-    family = facts.recipe.get("family")
     widget = [
-        {"text": " ", "output": {"url": f"samples/{path.name}"}}
+        {"text": ", ".join(facts.prompts) or " ", "output": {"url": f"samples/{path.name}"}}
         for path in facts.picture_files()
         if path.stem == "grid"
     ]
@@ -101,7 +103,7 @@ def generated_metadata(facts: Facts) -> dict[str, Any]:
         license=license_name,
         library_name="diffusers",
         pipeline_tag=facts.task,
-        tags=["diffusers", "hfgen", *([family] if family else [])],
+        tags=["diffusers", "hfgen", *([facts.family] if facts.family else [])],
         datasets=_hub_datasets(facts.dataset) or None,
         eval_results=[_eval_result(result, facts) for result in facts.results] or None,
         widget=widget or None,
@@ -192,25 +194,36 @@ def _foreign(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def load_lines(facts: Facts, repo_id: str) -> str:
-    """The three lines that load the model and make an image, with diffusers alone."""
+    """The three lines that load the model and make an image (or compare one with a text), with
+    diffusers alone.
+    """
     trust = ", trust_remote_code=True" if facts.code else ""
+    scores = facts.task == SCORING
+    text = json.dumps((facts.prompts or ["a picture"])[0], ensure_ascii=False)
     return "\n".join(
         [
-            "from diffusers import DiffusionPipeline",
+            "from diffusers import DiffusionPipeline" + (", utils" if scores else ""),
             f'pipeline = DiffusionPipeline.from_pretrained("{repo_id}"{trust})',
-            f"image = pipeline({_call(facts)}).images[0]",
+            f'cosine = pipeline([utils.load_image("picture.png")], {text})'
+            if scores
+            else f"image = pipeline({_call(facts, text)}).images[0]",
         ]
     )
 
 
-def _call(facts: Facts) -> str:
-    """Arguments without which the pipeline makes no image."""
-    arguments = ['"a picture"'] if facts.task == "text-to-image" else []
+def _call(facts: Facts, text: str) -> str:
+    """Arguments without which the pipeline makes no image, and those that its samples were drawn
+    with.
+    """
+    arguments = [text] if facts.task == FROM_TEXT else []
     if facts.config_value("num_class_embeds") or facts.config_value("num_embeds_ada_norm"):
         arguments.append("class_labels=[0]")
-    steps = facts.config_value("num_train_timesteps")
-    if steps and steps < 1000:  # the default number of steps of diffusers' pipelines
-        arguments.append(f"num_inference_steps={steps}")
+    logging = facts.recipe.get("logging", {})
+    if "scheduler" in components(facts.index):
+        steps = int(logging.get("num_inference_steps", _STEPS))
+        most = facts.config_value("num_train_timesteps") or steps
+        arguments.append(f"num_inference_steps={min(steps, most)}")
+    arguments += [f"{name}={value!r}" for name, value in logging.get("sample_call", {}).items()]
     return ", ".join(arguments)
 
 
@@ -224,15 +237,16 @@ def render(facts: Facts, repo_id: str, license_name: str) -> str:
     )
     environment.filters["cell"] = lambda value: str(value).replace("|", "\\|").replace("\n", " ")
     environment.filters["code"] = lambda value: f"`{value}`"
-    family = facts.recipe.get("family", "")
-    template = environment.select_template([f"card_{family}.md.jinja", "card.md.jinja"])
+    template = environment.select_template([f"card_{facts.family}.md.jinja", "card.md.jinja"])
     text = template.render(
         name=facts.name,
         repo_id=repo_id,
         description=str(facts.recipe.get("description") or ""),
+        task=facts.task,
+        classes=facts.config_value("num_class_embeds"),
         components=list(components(facts.index)),
         pictures=[
-            {"path": f"samples/{path.name}", "caption": CAPTIONS[path.stem]}
+            {"path": f"samples/{path.name}", "caption": _caption(path.stem, facts)}
             for path in facts.picture_files()
         ],
         load_lines=load_lines(facts, repo_id),
@@ -244,6 +258,12 @@ def render(facts: Facts, repo_id: str, license_name: str) -> str:
         license_text=_license_text(license_name),
     )
     return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+
+def _caption(name: str, facts: Facts) -> str:
+    if name == "grid" and facts.task == FROM_TEXT:
+        return "Samples of each text, a row each, not selected"
+    return CAPTIONS[name]
 
 
 def training_rows(facts: Facts) -> list[tuple[str, str]]:

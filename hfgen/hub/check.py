@@ -16,7 +16,7 @@ import numpy as np
 from huggingface_hub import ModelCardData
 
 from hfgen.errors import HfgenError
-from hfgen.hub.facts import tensor_shapes
+from hfgen.hub.facts import FROM_TEXT, SCORING, TASK, tensor_shapes
 from hfgen.hub.fetch import fetch
 from hfgen.hub.folder import (
     card_metadata,
@@ -33,7 +33,7 @@ from hfgen.hub.folder import (
 from hfgen.hub.trust import ask, foreign_code
 from hfgen.pipelines._self_contained import HASHED, export_name  # pyright: ignore
 
-TASKS = ("unconditional-image-generation", "text-to-image", "image-to-image", "class-to-image")
+TASKS = (TASK, FROM_TEXT, SCORING, "image-to-image")
 _CONFIGS = (
     "config.json",
     "scheduler_config.json",
@@ -265,12 +265,13 @@ def check_images(folder: Path, foreign: list[str]) -> list[Row]:
 
 
 def compare_images(a: np.ndarray, b: np.ndarray) -> list[Row]:
-    """Whether the first images are finite, and the second the same bit for bit."""
+    """Whether the first images (or scores) are finite, and the second the same bit for bit."""
     same = a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
-    told = f"{len(a)} images of {'×'.join(map(str, a.shape[1:]))}"
+    what = "images" if a.ndim > 1 else "scores"
+    told = f"{len(a)} {what}" + (f" of {'×'.join(map(str, a.shape[1:]))}" if a.ndim > 1 else "")
     return [
-        Row("images finite", bool(np.isfinite(a).all()), told),
-        Row("images equal", same, "bit for bit" if same else f"differ by {_distance(a, b)}"),
+        Row(f"{what} finite", bool(np.isfinite(a).all()), told),
+        Row(f"{what} equal", same, "bit for bit" if same else f"differ by {_distance(a, b)}"),
     ]
 
 

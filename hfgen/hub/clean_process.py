@@ -1,4 +1,4 @@
-"""Draws a few images from a pipeline folder, in a process of its own.
+"""Draws a few images from a pipeline folder (or scores some), in a process of its own.
 
 ``python -I clean_process.py FOLDER IMAGES.npy --without-hfgen`` does so where hfgen cannot be
 imported and the folder's own code runs; without the flag ``hfgen.load`` uses the installed classes.
@@ -10,6 +10,7 @@ import sys
 from typing import Any
 
 NUM_IMAGES = 2
+TEXT = "a picture"
 MAX_STEPS = 5
 
 
@@ -37,24 +38,37 @@ def load(folder: str, without_hfgen: bool) -> Any:
 
 
 def draw(pipeline: Any) -> Any:
-    """[NUM_IMAGES, H, W, C] float array in [0, 1], from a fixed seed and few steps."""
+    """[NUM_IMAGES, H, W, C] float array in [0, 1], from a fixed seed and few steps; of a dual
+    encoder the scores [NUM_IMAGES] of two images and a text.
+    """
     import torch
 
     accepted = inspect.signature(pipeline.__call__).parameters
+    if "generator" not in accepted:
+        return pipeline(_pictures(), TEXT).numpy()
     steps = getattr(getattr(pipeline, "scheduler", None), "config", {}).get("num_train_timesteps")
     wanted = {
-        "prompt": ["a picture"] * NUM_IMAGES,
-        "class_labels": [0] * NUM_IMAGES if _classes(pipeline) else None,
-        "batch_size": NUM_IMAGES,
         "num_inference_steps": min(MAX_STEPS, steps or MAX_STEPS),
         "generator": torch.Generator().manual_seed(0),
         "output_type": "np",
     }
-    if "prompt" in accepted or (wanted["class_labels"] and "batch_size" not in accepted):
-        del wanted["batch_size"]
+    texts = pipeline.components.get("tokenizer") is not None
+    if texts:
+        wanted["prompt"] = [TEXT] * NUM_IMAGES
+    if _classes(pipeline):
+        wanted["class_labels"] = [0] * NUM_IMAGES
+    if not texts:
+        wanted["batch_size"] = NUM_IMAGES
     given = {name: value for name, value in wanted.items() if name in accepted}
     pipeline.set_progress_bar_config(disable=True)
     return pipeline(**given).images
+
+
+def _pictures() -> Any:
+    """Two different images."""
+    from PIL import Image
+
+    return [Image.linear_gradient("L").convert("RGB"), Image.radial_gradient("L").convert("RGB")]
 
 
 def _classes(pipeline: Any) -> int | None:

@@ -23,12 +23,21 @@ from hfgen.hub.folder import (
 )
 
 TASK = "unconditional-image-generation"
+FROM_TEXT = "text-to-image"
+SCORING = "zero-shot-image-classification"
+"""Tasks as the Hub names them; the last is that of a dual encoder, which draws nothing."""
 CAPTIONS = {
     "grid": "Samples, not selected",
     "interpolation": "Walks between two latents",
     "reconstructions": "Images of the data (upper rows) and their reconstructions (lower rows)",
     "denoising": "From noise to images, left to right",
+    "similarity": "Cosine similarity of held-out images (columns) and captions (rows)",
 }
+FAMILIES = {"clip": "clip", "codes": "codes", "tokenizer": "text", "scheduler": "diffusion"} | {
+    "generator": "gan",
+    "vae": "vae",
+}
+"""What the card is about, by the first of these roles that the pipeline has."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,8 +87,24 @@ class Facts:
         return [name for name in sorted(self.shared.files) if name.endswith(".py")]
 
     @property
+    def family(self) -> str:
+        """clip, codes, text, diffusion, gan or vae; "" for a pipeline of none of these."""
+        roles = components(self.index)
+        own = str(self.recipe.get("family", ""))
+        found = next((family for role, family in FAMILIES.items() if role in roles), "")
+        return own if own not in ("", "text") else found
+
+    @property
     def task(self) -> str:
-        return "text-to-image" if "text_encoder" in components(self.index) else TASK
+        roles = components(self.index)
+        if "clip" in roles:
+            return SCORING
+        return FROM_TEXT if "tokenizer" in roles else TASK
+
+    @property
+    def prompts(self) -> list[str]:
+        """The texts that the recipe names as samples."""
+        return list(self.recipe.get("logging", {}).get("sample_prompts") or [])
 
     @property
     def dataset(self) -> str:

@@ -72,7 +72,7 @@ def metrics_file(run: Path) -> Path:
 
 
 # The pictures a card shows, in its order; other samples stay in the run.
-CARD_PICTURES = ("grid", "interpolation", "reconstructions", "denoising")
+CARD_PICTURES = ("grid", "interpolation", "reconstructions", "denoising", "similarity")
 
 
 def pictures(run: Path) -> list[Path]:
@@ -98,9 +98,9 @@ def check_pipeline(folder: Path) -> dict[str, object]:
     """The parsed ``model_index.json``; HfgenError when the folder is not a pipeline."""
     index = folder / "model_index.json"
     if not index.is_file():
+        state = "a run that has exported no pipeline yet" if is_run(folder) else "not a pipeline"
         raise HfgenError(
-            f"{folder}: not a pipeline (no model_index.json); give a run or a folder of "
-            "save_pretrained"
+            f"{folder}: {state} (no model_index.json); give a run or a folder of save_pretrained"
         )
     try:
         values = json.loads(index.read_text(encoding="utf-8"))
@@ -110,6 +110,11 @@ def check_pipeline(folder: Path) -> dict[str, object]:
         raise HfgenError(f"{index}: names no _class_name; it was not written by save_pretrained")
     refuse_newer(values, str(folder))
     return values
+
+
+def is_run(folder: Path) -> bool:
+    """Whether a folder looks like a run, finished or not."""
+    return (folder / "checkpoints").is_dir() or (folder / "recipe.yaml").is_file()
 
 
 def refuse_newer(index: dict[str, object], origin: str) -> None:

@@ -18,6 +18,7 @@ from torch import nn
 
 from hfgen.errors import HfgenError
 from hfgen.hub.client import check_repo_id, hub_errors
+from hfgen.hub.folder import is_run
 from hfgen.pipelines._self_contained import (  # pyright: ignore[reportMissingImports]
     HASHED,
     code_lock,
@@ -122,7 +123,9 @@ def _read(source: str, name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if Path(source).is_dir():
         path = Path(source, name)
         if not path.is_file():
-            state = "a run that has exported no pipeline" if _is_run(source) else "no pipeline"
+            state = (
+                "a run that has exported no pipeline yet" if is_run(Path(source)) else "no pipeline"
+            )
             raise HfgenError(f"{source}: {state} (it holds no {name})")
     else:
         options = {key: kwargs[key] for key in DOWNLOAD if key in kwargs}
@@ -131,10 +134,6 @@ def _read(source: str, name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise HfgenError(f"{path}: not a JSON object")
     return value
-
-
-def _is_run(folder: str) -> bool:
-    return (Path(folder) / "checkpoints").is_dir() or (Path(folder) / "recipe.yaml").is_file()
 
 
 def _pipeline_class(index: dict[str, Any], source: str) -> type[DiffusionPipeline]:

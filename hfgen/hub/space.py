@@ -17,9 +17,10 @@ from huggingface_hub import HfApi
 from hfgen.errors import HfgenError
 from hfgen.hub.client import Retry, check_repo_id, hub_errors
 from hfgen.hub.commit import Commit, Pushed, prepare
-from hfgen.hub.facts import read_facts
+from hfgen.hub.facts import SCORING, read_facts
 from hfgen.hub.folder import visible_files
 from hfgen.hub.trust import load_asking
+from hfgen.samples import draws_images
 
 TEMPLATES = Path(__file__).parent / "templates"
 GRADIO = "6.31.0"
@@ -56,7 +57,14 @@ def build_page(path_or_id: str | Path, *, trust_remote_code: bool = False) -> An
     """The page as ``gradio.Blocks``, over the pipeline as ``load_asking`` gives it."""
     app = _app()
     pipeline = load_asking(path_or_id, trust_remote_code=trust_remote_code)
+    if not draws_images(pipeline):
+        raise no_demo(path_or_id)
     return app.build(pipeline, Path(path_or_id).name)
+
+
+def no_demo(origin: str | Path) -> HfgenError:
+    """Of a dual encoder."""
+    return HfgenError(f"{origin}: it draws no images, so there is nothing to show on a page")
 
 
 def _app() -> ModuleType:
@@ -102,6 +110,8 @@ def write_space(folder: str | Path, target: Path) -> Path:
     model/.
     """
     facts = read_facts(folder)
+    if facts.task == SCORING:
+        raise no_demo(folder)
     for name, path in visible_files(facts.shared.pipeline).items():
         (target / "model" / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / "model" / name)

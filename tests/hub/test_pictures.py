@@ -19,8 +19,9 @@ import torch
 from pathlib import Path
 from PIL import Image
 from hfgen.hub.pictures import draw_missing, draw_pictures
+from hfgen.samples import HeldOut
 torch.manual_seed(0)
-images = [Image.new("L", (8, 8), 10 * i) for i in range(16)]
+data = HeldOut(images=[Image.new("L", (8, 8), 10 * i) for i in range(16)])
 def make(kind):
     if kind == "vae":
         from hfgen.models.vae_mlp import MLPVAE
@@ -49,7 +50,7 @@ def read(path: Path) -> np.ndarray:
     ],
 )
 def test_each_family_draws_what_it_can(client, stock_pipeline, tmp_path, kind, expected):
-    code = CODE + "result = [p.name for p in draw_pictures(make(kind), Path(out), images=images)]"
+    code = CODE + "result = [p.name for p in draw_pictures(make(kind), Path(out), data=data)]"
     names = client.run(code, kind=kind, stock=str(stock_pipeline), out=str(tmp_path))
     assert sorted(names) == [f"{name}.png" for name in expected]
     assert read(tmp_path / "grid.png").shape == (82, 82)  # 8 x 8 images of 8 pixels, padded
@@ -57,7 +58,7 @@ def test_each_family_draws_what_it_can(client, stock_pipeline, tmp_path, kind, e
 
 def test_reconstructions_stand_below_their_images(client, stock_pipeline, tmp_path):
     client.run(
-        CODE + "draw_pictures(make('vae'), Path(out), images=images)",
+        CODE + "draw_pictures(make('vae'), Path(out), data=data)",
         stock=str(stock_pipeline),
         out=str(tmp_path),
     )
