@@ -10,8 +10,8 @@ from torch import Tensor
 from hfgen.objectives.base import Clock
 from hfgen.objectives.gan_losses import LOSSES
 
-PATIENCE = 0.05
-"""Share of the run before which nothing is said: every discriminator wins at first."""
+SETTLED = 10_000
+"""Images before anything is said: an untrained generator is grey, and its discriminator wins."""
 COLLAPSED, BY_HEART, TOO_FAR = 0.4, 0.9, 20.0
 """Diversity below, sign of real logits above, distance of the logits above which it is said."""
 
@@ -23,7 +23,7 @@ def symptoms(terms: Mapping[str, float], clock: Clock, adversarial_loss: str) ->
     logit means something; the distance of the logits where it is no distance of distributions.
     """
     found: dict[str, str] = {}
-    if clock.progress() < PATIENCE:
+    if clock.images_seen < SETTLED:
         return found
     diversity = terms.get("diversity", 1.0)
     if diversity < COLLAPSED:

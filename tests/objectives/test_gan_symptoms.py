@@ -11,7 +11,7 @@ from hfgen.objectives.gan import GAN
 from hfgen.objectives.gan_symptoms import diversity
 from hfgen.rng import Rng
 
-LATER = Clock(step=50, images_seen=500, total_images=1000)
+LATER = Clock(step=500, images_seen=20_000, total_images=100_000)
 HEALTHY = {"diversity": 0.95, "overfitting": 0.4, "logit_real": 1.0, "logit_fake": -1.0}
 
 
