@@ -79,12 +79,13 @@ def measure(run: Path, name: str) -> None:
     settings["weights"] = {"clip": CLIP} if takes_prompt(pipeline) and Path(CLIP).is_dir() else {}
     text = text_metrics(pipeline, validation, settings["weights"])
     classes = validation.spec.num_classes
-    density = ("likelihood",) if has_likelihood(pipeline, "pf_ode", classes) else ()
+    dense = has_likelihood(pipeline, "pf_ode", classes)
+    denoiser = ("likelihood", "representation") if dense else ()
     results = evaluate(
         pipeline,
         heldout=validation,
-        **({"evaluations": EVALUATIONS} if density else {}),
-        metrics=(*drawing, *text, *autoencoder_metrics(pipeline, validation), *density),
+        **({"evaluations": EVALUATIONS} if denoiser else {}),
+        metrics=(*drawing, *text, *autoencoder_metrics(pipeline, validation), *denoiser),
         output=run / "evaluation",
         call=call,
         ema=bool(recipe.ema.half_lives),

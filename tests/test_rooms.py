@@ -17,6 +17,7 @@ ROOMS: dict[str, set[str]] = {
     "hfgen/likelihoods.py": {"torch"},
     "hfgen/denoising.py": {"torch", "diffusers"},
     "hfgen/chain.py": {"torch"},
+    "hfgen/hidden.py": {"torch", "hfgen.errors"},
     "hfgen/perceptual.py": {
         "torch",
         "safetensors",
@@ -37,6 +38,7 @@ ROOMS: dict[str, set[str]] = {
         "hfgen.chain",
         "hfgen.denoising",
         "hfgen.perceptual",
+        "hfgen.hidden",
         "hfgen.objectives",
     },
     "hfgen/training": {
@@ -92,6 +94,7 @@ ROOMS: dict[str, set[str]] = {
         "hfgen.denoising",
         "hfgen.probability_flow",
         "hfgen.perceptual",
+        "hfgen.hidden",
         "hfgen.data",
         "hfgen.hub.load_text",
         "hfgen.hub.trust",

@@ -33,6 +33,8 @@ def add_evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--batch-size", type=int, metavar="N", help="images in one call")
     parser.add_argument("--seed", type=int)
+    parser.add_argument("--feature-layer", metavar="NAME", help="of a denoiser's representation")
+    parser.add_argument("--feature-noise", type=float, metavar="R", help="sigma/alpha there (0.3)")
     parser.add_argument("--num-inference-steps", type=int, metavar="N")
     parser.add_argument("--guidance-scale", type=float, metavar="W")
     parser.add_argument(
@@ -62,6 +64,7 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
 
     names = ("num_images", "reference_images", "reference_split", "backbone", "batch_size")
     names += ("evaluations", "seed", "cache_dir", "trust_remote_code")
+    names += ("feature_layer", "feature_noise")
     chosen = {name: getattr(options, name) for name in names}
     settings: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
     if options.metrics is not None:

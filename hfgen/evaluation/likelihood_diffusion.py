@@ -56,7 +56,7 @@ class ProbabilityFlowODE(Bound):
     def log_prob(
         self, pipeline: Any, images: Tensor, k: int, rng: Rng, labels: Tensor | None = None
     ) -> Tensor:
-        param, network = _denoiser(pipeline, labels)
+        param, network = denoiser(pipeline, labels)
         flow = ProbabilityFlow(param, network)
         probes = [2.0 * rng.randint(f"probe{i}", 2, images.shape) - 1.0 for i in range(k)]
         solve = self._solve(flow)
@@ -139,7 +139,7 @@ class VariationalBound(Bound):
     def log_prob(
         self, pipeline: Any, images: Tensor, k: int, rng: Rng, labels: Tensor | None = None
     ) -> Tensor:
-        param, network = _denoiser(pipeline, labels)
+        param, network = denoiser(pipeline, labels)
         chain = Chain.of(pipeline.scheduler).to(images.device)
         clip = bool(pipeline.scheduler.config.get("clip_sample", False))
         draws = [vlb_terms(param, network, chain, images, rng.fork(i), clip) for i in range(k)]
@@ -169,7 +169,7 @@ def vlb_terms(
     return torch.stack(terms, dim=1)
 
 
-def _denoiser(pipeline: Any, labels: Tensor | None) -> tuple[Parameterisation, Network]:
+def denoiser(pipeline: Any, labels: Tensor | None) -> tuple[Parameterisation, Network]:
     """What a pipeline's network is told and means, and the network for images of these classes.
 
     Args:

@@ -17,6 +17,7 @@ from hfgen.data import DataConfig, Source, load_source
 from hfgen.data.cache import cache_root
 from hfgen.errors import HfgenError, one_of
 from hfgen.evaluation.backbones import Backbone, BackboneLike, load_backbone
+from hfgen.evaluation.denoiser_features import NOISE
 from hfgen.evaluation.features import extract, open_store
 from hfgen.evaluation.images import (
     FolderImages,
@@ -56,6 +57,8 @@ class Options:
         weights: local files or folders by backbone name.
         batch_size: images in one call of the pipeline, at most 64.
         seed: of samples and of drawn subsets.
+        feature_layer, feature_noise: of a denoiser, the layer whose features ``representation``
+            reads ("" for the middle one) and the noise, sigma / alpha, on the images.
         call: arguments of the pipeline's call (``num_inference_steps``, ``guidance_scale`` ...).
         ema: whether the weights are an average; stands in the protocol.
         cache_dir: of reference features; by default ``hfgen`` in the Hugging Face home folder.
@@ -72,6 +75,8 @@ class Options:
     weights: Mapping[str, str | Path] = field(default_factory=dict)
     batch_size: int = 64
     seed: int = 0
+    feature_layer: str = ""
+    feature_noise: float = NOISE
     call: Mapping[str, Any] = field(default_factory=dict)
     ema: bool | None = None
     cache_dir: str | None = None
@@ -281,6 +286,8 @@ class _Session:
             self.settings.weights,
             self.settings.evaluations,
             self.settings.call,
+            self.settings.feature_layer,
+            self.settings.feature_noise,
         )
 
     def _heldout_images(self) -> SourceImages:

@@ -18,8 +18,10 @@ from hfgen.data import Source
 from hfgen.data.sprites import SpritesSource
 from hfgen.errors import HfgenError
 from hfgen.evaluation.conditions import check_classes, label_arguments, network_classes
+from hfgen.evaluation.denoiser_features import NOISE, denoiser_features
 from hfgen.evaluation.images import reconstruct
 from hfgen.evaluation.likelihood import BOUNDS, has_likelihood, log_likelihood
+from hfgen.evaluation.likelihood_diffusion import denoiser
 from hfgen.evaluation.metrics import (
     DCI,
     LPIPS,
@@ -46,6 +48,7 @@ from hfgen.evaluation.text_metrics import (
     retrieval,
     text_scores,
 )
+from hfgen.hidden import middle_layer
 
 BATCH = 64
 MAX_IMAGES = 2000
@@ -68,6 +71,8 @@ class ModelEvidence:
         evaluations: of a network that a likelihood bound may cost: one that calls it often scores
             fewer images, down to 16.
         call: arguments of the pipeline's call, where images are drawn.
+        feature_layer, feature_noise: of a denoiser, where its features are read
+            (``denoiser_features``).
     """
 
     pipeline: Any
@@ -75,6 +80,8 @@ class ModelEvidence:
     weights: Mapping[str, str | Path]
     evaluations: int = 64_000
     call: Mapping[str, Any] = field(default_factory=dict)
+    feature_layer: str = ""
+    feature_noise: float = NOISE
 
 
 @dataclass(frozen=True)
@@ -143,13 +150,22 @@ def reconstruction(evidence: ModelEvidence) -> list[Score]:
 
 
 def representation(evidence: ModelEvidence) -> list[Score]:
-    """Active units; with labels, linear-probe and k-NN accuracy of posterior means."""
-    z, y = _encode(evidence, MAX_IMAGES)
-    settings = f"posterior means, {_where(evidence.source, MAX_IMAGES)}"
-    scores = [
-        _score("active_units", active_units(z), None, better="none", settings=settings),
-        _score("latent_dimensions", z.shape[1], None, better="none", settings=settings),
-    ]
+    """Active units of an autoencoder; with labels, linear-probe and k-NN accuracy of its posterior
+    means, or of a layer of a denoiser.
+    """
+    where = _where(evidence.source, MAX_IMAGES)
+    if evidence.pipeline.components.get("vae") is None:
+        z, y = _hidden(evidence, MAX_IMAGES)
+        layer = evidence.feature_layer or middle_layer(evidence.pipeline.unet)
+        settings = f"{layer} at sigma/alpha {evidence.feature_noise}, {where}"
+        scores = [_score("feature_dimensions", z.shape[1], None, better="none", settings=settings)]
+    else:
+        z, y = _encode(evidence, MAX_IMAGES)
+        settings = f"posterior means, {where}"
+        scores = [
+            _score("active_units", active_units(z), None, better="none", settings=settings),
+            _score("latent_dimensions", z.shape[1], None, better="none", settings=settings),
+        ]
     if len(y):
         fit = np.random.default_rng(0).permutation(len(z)) < len(z) // 2
         halves = (z[fit], y[fit], z[~fit], y[~fit])
@@ -207,11 +223,19 @@ def _has_likelihood(evidence: ModelEvidence) -> None:
 
 def _has_vae(evidence: ModelEvidence) -> None:
     pipeline = evidence.pipeline
-    if "vae" not in pipeline.components:
+    if pipeline.components.get("vae") is None:
         name = type(pipeline).__name__
         raise HfgenError(f"metrics: this needs a pipeline with a vae, not {name}")
     known, classes = network_classes(pipeline.vae), evidence.source.spec.num_classes
     check_classes(type(pipeline.vae).__name__, known, classes)
+
+
+def _has_features(evidence: ModelEvidence) -> None:
+    parts = evidence.pipeline.components
+    if parts.get("vae") is None and parts.get("unet") is not None:
+        denoiser(evidence.pipeline, None)  # says why not
+    else:
+        _has_vae(evidence)
 
 
 def _has_factors(evidence: ModelEvidence) -> None:
@@ -240,7 +264,7 @@ MODEL_METRICS: dict[str, ModelMetric] = {
     "reconstruction": ModelMetric(reconstruction, _has_vae, {"psnr": psnr, "ssim": ssim}),
     "representation": ModelMetric(
         representation,
-        _has_vae,
+        _has_features,
         {"active_units": active_units, "linear_probe": linear_probe, "knn_accuracy": knn_accuracy},
     ),
     "disentanglement": ModelMetric(
@@ -282,6 +306,18 @@ def _encode(evidence: ModelEvidence, limit: int) -> tuple[np.ndarray, np.ndarray
         latents.append(posterior.mode().flatten(1).float().cpu())
         labels.append(batch.get("labels", torch.zeros(0)))
     return torch.cat(latents).numpy(), torch.cat(labels).numpy()
+
+
+def _hidden(evidence: ModelEvidence, limit: int) -> tuple[np.ndarray, np.ndarray]:
+    """Features [N, D] of a layer of a denoiser, and labels [N] (empty where there are none)."""
+    site = evidence.feature_layer, evidence.feature_noise
+    features, labels = [], []
+    for number, rows in enumerate(_rows(evidence.source, limit)):
+        batch = evidence.source.batch(rows)
+        start = number * BATCH
+        features.append(denoiser_features(evidence.pipeline, batch["images"], *site, start=start))
+        labels.append(batch.get("labels", torch.zeros(0)))
+    return torch.cat(features).numpy(), torch.cat(labels).numpy()
 
 
 def _rows(source: Source, limit: int) -> list[np.ndarray]:

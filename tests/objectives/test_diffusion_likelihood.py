@@ -182,9 +182,9 @@ def test_the_bounds_terms_are_their_closed_form():
     x = images(64, levels=True)
     pipeline = DenoisingPipeline(Optimal(scheduler, STD), scheduler)
     nats = VariationalBound().log_prob(pipeline, x, 1, Rng(0))
-    from hfgen.evaluation.likelihood_diffusion import _denoiser, vlb_terms
+    from hfgen.evaluation.likelihood_diffusion import denoiser, vlb_terms
 
-    terms = vlb_terms(*_denoiser(pipeline, None), Chain.of(scheduler), x, Rng(0, 0), False)
+    terms = vlb_terms(*denoiser(pipeline, None), Chain.of(scheduler), x, Rng(0, 0), False)
     torch.testing.assert_close(-terms.sum(1), nats)
     expected = closed_form_terms(scheduler, x).mean(0)
     torch.testing.assert_close(terms[:, 1:-1].mean(0), expected, rtol=0.08, atol=0.02)
