@@ -13,8 +13,10 @@ import diffusers
 from diffusers import DiffusionPipeline
 
 from hfgen.build_transformers import (
+    TEXT_WIDTH,
     add_lora,
     build_transformers,
+    denoiser_sizes,
     is_transformers_role,
     load_role,
     sizes_of,
@@ -23,13 +25,12 @@ from hfgen.build_transformers import (
 from hfgen.config import _describe, _fits, encode, one_of_key, resolve
 from hfgen.data import DataSpec
 from hfgen.errors import HfgenError, one_of
-from hfgen.recipe import MODELS, PIPELINES, Recipe, choices
+from hfgen.pipelines._text import text_width  # pyright: ignore[reportMissingImports]
+from hfgen.recipe import BESIDE_PRETRAINED, MODELS, PIPELINES, Recipe, choices, is_loaded
 
 AUTOENCODERS = ("vae", "vqvae")
 OTHER_NAMES = {"vqvae": "vae", "codes": "vae", "guide": "unet", "teacher": "unet"}
 """What a role is called in the run that it is loaded from, if not by its own name."""
-SCALING = ("scaling_factor", "shift_factor")
-"""What may be set on a pretrained autoencoder: how its latents are scaled, not what it computes."""
 
 
 def component_class(name: str, where: str) -> type:
@@ -83,20 +84,23 @@ def build_components(
         follow |= sizes_of(role, components[role])
     components = {role: components[role] for role in settings}
     for role, value in settings.items():
-        if isinstance(value, str) or "pretrained" in value:
+        if is_loaded(value):
             _check_fits(role, components[role], follow, recipe)
     return {**components, **recipe.objective.extra_models()}
 
 
 def component_settings(recipe: Recipe) -> dict[str, Any]:
-    """What each role is made or loaded from; ``model.pretrained`` is handed to its roles."""
+    """What each role is made or loaded from: ``model.pretrained`` gives its roles, but those that
+    name where they are loaded from themselves.
+    """
     settings = {role: value for role, value in recipe.model.items() if role != "pretrained"}
     source = recipe.model.get("pretrained")
     if source is not None:
         for role in _roles_in(recipe, str(source)):
-            old = settings.get(role)
-            lora = {k: old[k] for k in old if k == "lora"} if isinstance(old, Mapping) else {}
-            settings[role] = {"pretrained": source, **lora}
+            own = settings.get(role, {})
+            if not is_loaded(own):
+                beside = {k: v for k, v in own.items() if k == "lora" or "type" not in own}
+                settings[role] = {"pretrained": source, **beside}
     return settings
 
 
@@ -121,7 +125,7 @@ def _roles_in(recipe: Recipe, source: str) -> list[str]:
     if names is None:  # a single model
         return sorted(trained - set(recipe.model)) if len(trained) > 1 else sorted(trained)
     taken = _component_names(pipeline_class(recipe.pipeline))
-    wanted = trained | set(recipe.model) | taken | set(AUTOENCODERS)
+    wanted = trained | set(recipe.model) | taken | {*AUTOENCODERS, "text_encoder", "tokenizer"}
     return sorted(set(names) & wanted)
 
 
@@ -138,6 +142,12 @@ def _check_fits(role: str, model: Any, follow: Mapping[str, Any], recipe: Recipe
                 f"{'latents have' if latent else 'data has'} {follow[name]}; "
                 + (f"give another model.{latent}" if latent else f"set {setting} to {has}")
             )
+    has, width = text_width(model), follow.get(TEXT_WIDTH)
+    if None not in (has, width) and has != width:
+        raise HfgenError(
+            f"model.{role}: {type(model).__name__} was trained with texts of width {has}, "
+            f"model.text_encoder gives {width}; give another one"
+        )
 
 
 def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPipeline:
@@ -240,7 +250,7 @@ def build_component(role: str, value: Any, follow: Mapping[str, Any] | None = No
     cls = component_class(str(options.pop("type")), f"{where}.type")
     parameters = inspect.signature(cls.__init__).parameters
     _check_arguments(cls, parameters, options, where)
-    for name, size in (follow or {}).items():
+    for name, size in denoiser_sizes(parameters, follow or {}).items():
         if (
             name in parameters
             and issubclass(cls, diffusers.ModelMixin)
@@ -273,8 +283,8 @@ def _pretrained(role: str, options: dict[str, Any]) -> Any:
     source, where = options.pop("pretrained"), f"model.{role}"
     if is_transformers_role(role):
         return load_role(role, str(source), options)
-    lora = options.pop("lora", None)
-    scaling = {name: options.pop(name) for name in SCALING if name in options}
+    beside = {name: options.pop(name) for name in BESIDE_PRETRAINED if name in options}
+    lora = beside.pop("lora", None)
     if options:
         raise HfgenError(
             f"{where}: {', '.join(options)} cannot be set beside pretrained; its own "
@@ -283,8 +293,8 @@ def _pretrained(role: str, options: dict[str, Any]) -> Any:
     names = component_names(source)
     missing = names is not None and role not in names
     model = load_component(source, OTHER_NAMES.get(role, role) if missing else role)
-    if scaling:
-        model.register_to_config(**scaling)
+    if beside:
+        model.register_to_config(**beside)
     return model if lora is None else add_lora(role, model, lora)
 
 

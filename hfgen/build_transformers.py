@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from hfgen.config import one_of_key
 from hfgen.errors import HfgenError
+from hfgen.pipelines._text import TEXT_WIDTHS  # pyright: ignore[reportMissingImports]
 
+TEXT_WIDTH = "text_width"
+"""Width of a text's embeddings; each class of networks has a name of its own for it."""
 CLIP_PARTS = ("text_config", "vision_config")
 
 
@@ -92,7 +95,7 @@ def sizes_of(role: str, component: Any) -> dict[str, Any]:
         length = component.model_max_length
         return {"text_vocab_size": len(component), "text_length": length, **ids}
     if role == "text_encoder":
-        return {"cross_attention_dim": component.config.hidden_size}
+        return {TEXT_WIDTH: component.config.hidden_size}
     if role == "codes":
         book = component.codebook
         return {
@@ -101,6 +104,15 @@ def sizes_of(role: str, component: Any) -> dict[str, Any]:
             "code_size": component.size,
         }
     return {}
+
+
+def denoiser_sizes(parameters: Collection[str], follow: Mapping[str, Any]) -> dict[str, Any]:
+    """``follow`` with the width of the text by the names that a denoiser's constructor has."""
+    width = follow.get(TEXT_WIDTH)
+    own = next((name for name in TEXT_WIDTHS if name in parameters), None)
+    if width is None or own is None:
+        return dict(follow)
+    return {**follow, own: width, "pooled_projection_dim": width}
 
 
 def add_lora(role: str, model: Any, options: Mapping[str, Any]) -> Any:

@@ -416,6 +416,35 @@ _FLOW = (
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler", "EDMHeunScheduler")
 
 
+def run_text_network(
+    network: Any, x_t: Tensor, time: Tensor, text: Tensor, mask: Tensor | None = None
+) -> Tensor:
+    """Output, float32, of one of diffusers' networks for ``x_t`` [B, C, H, W] on the condition of
+    texts.
+
+    UNet2DConditionModel and transformers with cross-attention (PixArtTransformer2DModel, Chen et
+    al. 2023) are given ``mask``; where a network takes none, embeddings of padding are zero.
+    SD3Transformer2DModel (MMDiT, Esser et al. 2024) needs one vector for the whole text too: the
+    mean of its embeddings.
+
+    Args:
+        time: [B] or a single one, as the scheduler counts.
+        text: embeddings [B, T, D].
+        mask: 1 for a token and 0 for padding, [B, T]; None where padding is read as well.
+    """
+    takes = inspect.signature(network.forward).parameters
+    options: dict[str, Any] = {}
+    if mask is not None and "encoder_attention_mask" in takes:
+        options["encoder_attention_mask"] = mask
+    elif mask is not None:
+        text = text * mask.unsqueeze(2).to(text.dtype)
+    if "pooled_projections" in takes:
+        count = text.shape[1] if mask is None else mask.sum(1, keepdim=True).clamp(min=1)
+        options["pooled_projections"] = text.sum(1) / count
+    time = time.expand(len(x_t))
+    return network(x_t, timestep=time, encoder_hidden_states=text, **options).sample.float()
+
+
 def parameterisation(scheduler) -> Parameterisation:
     """The path and the prediction that a diffusers ``scheduler`` expects of its network.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -273,7 +273,15 @@ def load(name: str, overrides: Mapping[str, Any] | list[str] | None = None) -> R
     """
     over = parse_overrides(overrides) if isinstance(overrides, list) else dict(overrides or {})
     path = find(name)
-    values = merge(_from_folder(name, path, over), over)
+    values = _from_folder(name, path, over)
+    pretrained = _model(over).get("pretrained")
+    if pretrained is not None:
+        from hfgen.hub.load import component_names
+
+        exported = component_names(str(pretrained)) or ()
+        kept = _beside(str(pretrained), exported, values.get("model", {}), over)
+        values = {**values, "model": kept}
+    values = merge(values, over)
     source = name if name in bundled() else str(path)
 
     def origin(key: str) -> str:
@@ -289,14 +297,61 @@ def _from_folder(name: str, path: Path, over: Mapping[str, Any]) -> dict[str, An
     folder = Path(name).suffix not in (".yaml", ".yml")
     if _has(over, "training.resume_from_checkpoint"):
         return {**values, "output_dir": name} if folder and Path(name).is_dir() else values
-    if folder:  # in place of what it was itself made from; a Hub id holds on every machine
+    if folder:  # a Hub id holds on every machine
         source = name if is_hub_id(name) else str(path.parent)
-        values["model"] = {**values.get("model", {}), "pretrained": source}
+        kept = _beside(source, _exported_roles(path.parent), values.get("model", {}), over)
+        values["model"] = {**kept, "pretrained": source}
     if path.name == "recipe.yaml":
         values["output_dir"] = str(
             _fresh(Path(values.get("output_dir") or f"runs/{values['name']}"))
         )
     return values
+
+
+def is_loaded(value: Any) -> bool:
+    """Whether an entry of ``model`` names where to load it from, rather than what to build."""
+    return isinstance(value, str) or (isinstance(value, Mapping) and "pretrained" in value)
+
+
+BESIDE_PRETRAINED = ("lora", "scaling_factor", "shift_factor")
+"""What may be set on a pretrained component: adapters, and how its latents are scaled."""
+
+
+def _exported_roles(folder: Path) -> set[str]:
+    """Roles of the pipeline in a run or pipeline folder; none where none was exported."""
+    for index in (folder / "pipeline" / "model_index.json", folder / "model_index.json"):
+        if index.is_file():
+            entries = json.loads(index.read_text(encoding="utf-8"))
+            return {role for role in entries if not role.startswith("_")}
+    return set()
+
+
+def _model(over: Mapping[str, Any]) -> Mapping[str, Any]:
+    value = over.get("model")
+    return value if isinstance(value, Mapping) else {}
+
+
+def _beside(
+    source: str, exported: Collection[str], model: Mapping[str, Any], over: Mapping[str, Any]
+) -> dict[str, Any]:
+    """``model`` of a recipe whose roles ``exported`` come from ``source``: without the paths that
+    they were once made from, so that only the paths of ``over`` count.
+
+    Raises:
+        HfgenError: ``over`` would build what ``source`` holds.
+    """
+    for role, value in _model(over).items():
+        built = role in exported and isinstance(value, Mapping) and not is_loaded(value)
+        for key in value if built else ():
+            if key not in BESIDE_PRETRAINED:
+                raise HfgenError(
+                    f"command line: model.{role}.{key}: {role} comes from {source} as it is; "
+                    f"valid: --model.{role} RUN_OR_PATH for another one, or "
+                    f"{', '.join(BESIDE_PRETRAINED)}"
+                )
+    return {
+        role: value for role, value in model.items() if not (role in exported and is_loaded(value))
+    }
 
 
 def _fresh(folder: Path) -> Path:

@@ -7,6 +7,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+TEXT_WIDTHS = ("caption_channels", "joint_attention_dim", "cross_attention_dim")
+"""What diffusers' networks call the width of a text's embeddings; the first that one has."""
+
+
+def text_width(network: Any) -> int | None:
+    """Width of the text embeddings that a network reads; None where it reads none."""
+    found = (network.config.get(name) for name in TEXT_WIDTHS)
+    return next((width for width in found if width is not None), None)
+
 
 def check_prompts(prompt: Any, name: str = "prompt", empty: bool = False) -> list[str]:
     """A text or a list of texts, as a list.

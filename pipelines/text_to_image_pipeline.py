@@ -10,6 +10,7 @@ from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, Schedu
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from ..denoising import run_text_network  # pyright: ignore[reportMissingImports]
 from ._autoencoder import decode_latents
 from ._common import (
     Generators,
@@ -25,6 +26,7 @@ from ._text import (
     check_prompts,
     embed_tokens,
     repeat_prompts,
+    text_width,
     tokenize,
     uses_mask,
 )
@@ -34,12 +36,13 @@ class TextToImagePipeline(SelfContainedMixin, DiffusionPipeline):
     """Latent (or pixel) diffusion and flow models on texts (Rombach et al. 2022).
 
     For what ``StableDiffusionPipeline`` does not take: another text encoder than CLIP's, another
-    autoencoder than AutoencoderKL, or none, and flow-matching schedulers.
+    autoencoder than AutoencoderKL, or none, a transformer as denoiser, flow-matching schedulers.
 
     Args:
         text_encoder: an encoder of transformers; frozen in training.
         tokenizer: its tokenizer; texts are padded to its ``model_max_length``.
-        unet: UNet2DConditionModel, or one with its interface.
+        unet: UNet2DConditionModel, or a transformer of diffusers on texts
+            (PixArtTransformer2DModel, SD3Transformer2DModel).
         scheduler: the diffusers scheduler that ``unet`` was trained for, or a compatible one.
         vae: autoencoder of the latents; None for a model of pixels.
         decoder_likelihood: what the decoder's output means; None where it is the image itself.
@@ -63,10 +66,10 @@ class TextToImagePipeline(SelfContainedMixin, DiffusionPipeline):
         )
         self.register_to_config(decoder_likelihood=decoder_likelihood)
         check_belongs(tokenizer, text_encoder.config.vocab_size, "text encoder")
-        width, wanted = text_encoder.config.hidden_size, unet.config.get("cross_attention_dim")
+        width, wanted = text_encoder.config.hidden_size, text_width(unet)
         if wanted != width:
             raise ValueError(
-                f"unet: cross_attention_dim {wanted}, but the text encoder's embeddings have "
+                f"unet: reads texts of width {wanted}, but the text encoder's embeddings have "
                 f"{width}"
             )
 
@@ -161,9 +164,7 @@ class TextToImagePipeline(SelfContainedMixin, DiffusionPipeline):
         pipeline: Any = self  # the decorator of progress_bar hides its type
         for t in pipeline.progress_bar(scheduler.timesteps):
             sample = rescale(x, t).to(self.unet.dtype).repeat(len(conditions), 1, 1, 1)
-            output = self.unet(
-                sample, t, encoder_hidden_states=embeds, encoder_attention_mask=mask
-            ).sample.float()
+            output = run_text_network(self.unet, sample, t, embeds, mask)
             if len(conditions) == 2:
                 conditional, other = output.chunk(2)
                 output = other + scale * (conditional - other)

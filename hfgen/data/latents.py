@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfgen.data.cache import META, cache_root, finished
-from hfgen.data.source import DataSpec, IndexedSource, Indices, Source
+from hfgen.data.cache import META
+from hfgen.data.encoded import EncodedSource, drawn_view, encoded_once, views
+from hfgen.data.source import IndexedSource, Indices, Source
 from hfgen.errors import HfgenError
 from hfgen.rng import Rng
 
 LATENTS = "latents.f16"
 LATENT_VERSION = 1
 """Part of every key: raise it when what a cache holds changes."""
-AT_ONCE = 64
-"""Images that are encoded together."""
 
 Encoder = Callable[[Tensor], tuple[Tensor, Tensor | None]]
 """Images [B, C, H, W] in [-1, 1] -> mean [B, c, h, w] of q(z|x), and its std, or None for a
@@ -48,66 +46,36 @@ class LatentMeta:
     std: tuple[float, ...]
 
 
-class LatentSource(IndexedSource):
+class LatentSource(EncodedSource):
     """(z - shift) * scale with z ~ q(z|x), drawn anew each time, of x or of its mirror image.
 
     Args:
-        images: where they come from; labels and captions are its.
         folder: the finished cache.
-        name: of the autoencoder's hash, for the fingerprint.
         shift, scale: [c] or numbers, of the autoencoder's config.
     """
 
-    def __init__(self, images: Source, folder: Path, name: str, shift: Tensor, scale: Tensor):
+    def __init__(
+        self, images: IndexedSource, folder: Path, name: str, shift: Tensor, scale: Tensor
+    ):
         self.meta = read_latent_meta(folder)
-        channels, height, width = self.meta.shape
-        rows = (-1, self.meta.views, self.meta.parts, channels, height, width)
+        super().__init__(images, name, self.meta.shape)
+        rows = (-1, self.meta.views, self.meta.parts, *self.meta.shape)
         self._stored = np.memmap(folder / LATENTS, np.float16, "r").reshape(rows)
-        self._images = images
         self._shift, self._scale = shift.reshape(-1, 1, 1), scale.reshape(-1, 1, 1)
-        self._spec = replace(
-            images.spec,
-            num_images=self.meta.num_images,
-            channels=channels,
-            height=height,
-            width=width,
-            fingerprint=f"{images.spec.fingerprint}-{name}",
-        )
-
-    @property
-    def spec(self) -> DataSpec:
-        return self._spec
-
-    def __len__(self) -> int:
-        return self.meta.num_images
 
     def pixels(self, indices: Indices) -> Tensor:
         """Moments [B, views, parts, c, h, w], as they are stored."""
         return torch.from_numpy(self._stored[np.asarray(indices, dtype=np.int64)]).float()
 
-    def labels(self, indices: Indices) -> Tensor | None:
-        return self._images.labels(indices)
-
-    def captions(self, indices: Indices) -> list[str]:
-        return self._images.captions(indices)
-
-    def uint8(self, indices: Indices) -> Tensor:
-        """The images, since metrics and grids are about those."""
-        return self._images.uint8(indices)
-
-    def batch(self, indices: Indices) -> dict[str, Tensor]:
-        """``images``: the scaled means [B, c, h, w]; ``labels`` if there are classes."""
-        labels = self.labels(indices)
-        means = {"images": self._scaled(self.pixels(indices)[:, 0, 0])}
-        return means if labels is None else {**means, "labels": labels}
+    def encodings(self, indices: Indices) -> Tensor:
+        """Scaled means [B, c, h, w]."""
+        return self._scaled(self.pixels(indices)[:, 0, 0])
 
     def prepare(
         self, stored: Tensor, rng: Rng, flip: bool, device: torch.device | str = "cpu"
     ) -> Tensor:
         """Draws from the posterior, of the mirrored image where a flip is drawn."""
-        rows = torch.arange(len(stored))
-        view = (rng.rand("flip", (len(stored),)) < 0.5).long() if flip else torch.zeros_like(rows)
-        chosen = stored[rows, view]
+        chosen = drawn_view(stored, rng, flip)
         latents = chosen[:, 0]
         if self.meta.parts == 2:
             latents = latents + chosen[:, 1] * rng.randn("posterior", latents.shape)
@@ -144,21 +112,14 @@ def encode_source(
     Raises:
         HfgenError: a stream, pixels that are drawn anew each time, latents that are no maps.
     """
-    if not isinstance(images, IndexedSource):
-        raise HfgenError(
-            "data.streaming: latents are cached once, a stream is not; set it to false"
-        )
-    if images.spec.binarize == "dynamic":
-        raise HfgenError(
-            "data.binarize: 'dynamic' draws pixels anew, but latents are encoded once; "
-            "valid: none, static"
-        )
-    text = json.dumps([LATENT_VERSION, images.spec.fingerprint, len(images), name, flip])
-    key = hashlib.blake2b(text.encode(), digest_size=12).hexdigest()
-    folder = finished(
-        cache_root(cache_dir) / "latents", key, lambda part: _write(images, encoder, flip, part)
+
+    def write(indexed: IndexedSource, part: Path) -> None:
+        _write(indexed, encoder, flip, part)
+
+    indexed, folder = encoded_once(
+        "latents", LATENT_VERSION, images, write, name=name, flip=flip, cache_dir=cache_dir
     )
-    return LatentSource(images, folder, name, shift, scale)
+    return LatentSource(indexed, folder, name, shift, scale)
 
 
 def _write(images: IndexedSource, encoder: Encoder, flip: bool, folder: Path) -> None:
@@ -166,9 +127,8 @@ def _write(images: IndexedSource, encoder: Encoder, flip: bool, folder: Path) ->
     sums: list[tuple[Tensor, Tensor]] = []
     shape: list[int] = []
     with (folder / LATENTS).open("wb") as out:
-        for batch in _batches(images):
-            views = [batch, batch.flip(-1)] if flip else [batch]
-            moments = torch.stack([_moments(encoder, view) for view in views], dim=1)
+        for batch in views(images, flip, "latents"):
+            moments = torch.stack([_moments(encoder, view) for view in batch], dim=1)
             out.write(moments.half().numpy().tobytes())
             shape = list(moments.shape[1:])
             sums.append(_sums(moments.double()))
@@ -185,14 +145,6 @@ def _write(images: IndexedSource, encoder: Encoder, flip: bool, folder: Path) ->
         std=tuple(std.tolist()),
     )
     (folder / META).write_text(json.dumps(asdict(meta), indent=1), encoding="utf-8")
-
-
-def _batches(images: IndexedSource) -> Iterator[Tensor]:
-    from datasets.utils.tqdm import tqdm
-
-    starts = range(0, len(images), AT_ONCE)
-    for start in tqdm(starts, desc="Encoding latents", unit="batch", disable=None):
-        yield images.batch(range(start, min(start + AT_ONCE, len(images))))["images"]
 
 
 def _sums(moments: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import Tensor, nn
 
-from hfgen.denoising import Parameterisation
+from hfgen.denoising import run_text_network
 from hfgen.errors import HfgenError
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
 from hfgen.objectives.diffusion import per_image_error, scheduler_parameterisation
@@ -22,8 +21,9 @@ from hfgen.rng import Rng
 class TextDiffusion(Objective):
     """Trains role ``unet`` to denoise given a text's embeddings (Rombach et al. 2022, eq. 3).
 
-    Path and prediction are those of ``models["scheduler"]``: diffusion, v-prediction or flow
-    matching. The batch holds ``text`` [B, T, D] of the frozen text encoder.
+    ``unet`` is a UNet2DConditionModel or a transformer of diffusers on texts (DiT, MMDiT). Path and
+    prediction are those of ``models["scheduler"]``: diffusion, v-prediction or flow matching. The
+    batch holds ``text`` [B, T, D] of the frozen text encoder.
 
     Args:
         time: which noise levels are trained on.
@@ -55,24 +55,16 @@ class TextDiffusion(Objective):
         noise = rng.randn("noise", x.shape)
         t = self.time.sample(rng, len(x), param.path)
         x_t = param.path.add_noise(x, noise, t)
-        output = predict(models["unet"], param, x_t, t, self._condition(batch, rng))
+        sample, time = param.path.model_input(x_t, t)
+        text, mask = self._condition(batch, rng)
+        output = run_text_network(models["unet"], sample, time, text, mask)
         error = per_image_error(output, param.target(x, noise, t))
         alpha, sigma = param.path.alpha_sigma(t)
         loss = (self.weighting.weight(alpha, sigma, param.prediction) * error).mean()
         return loss, detach({"loss": loss, "mse": error})
 
-    def _condition(self, batch: Batch, rng: Rng) -> dict[str, Tensor]:
-        names = {"encoder_hidden_states": "text", "encoder_attention_mask": "text_mask"}
-        return {
-            argument: drop_captions(batch, name, rng, self.caption_dropout)
-            for argument, name in names.items()
-            if name in batch
-        }
-
-
-def predict(
-    network: Any, param: Parameterisation, x_t: Tensor, t: Tensor, condition: Mapping[str, Tensor]
-) -> Tensor:
-    """The network's output, float32, for ``x_t`` [B, C, H, W] at times ``t`` [B]."""
-    sample, time = param.path.model_input(x_t, t)
-    return network(sample, time, **condition).sample.float()
+    def _condition(self, batch: Batch, rng: Rng) -> tuple[Tensor, Tensor | None]:
+        text = drop_captions(batch, "text", rng, self.caption_dropout)
+        if "text_mask" not in batch:
+            return text, None
+        return text, drop_captions(batch, "text_mask", rng, self.caption_dropout)

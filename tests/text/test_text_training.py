@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import yaml
 from PIL import Image
 
 import hfgen
@@ -21,171 +19,7 @@ from hfgen.latents import training_source
 from hfgen.pipelines._autoencoder import encode_images
 from hfgen.pipelines._text import embed_tokens, tokenize
 from tests.text import tiny
-
-COLORS = {
-    "red square": (255, 40, 40),
-    "green square": (40, 220, 60),
-    "blue circle": (40, 60, 250),
-    "white circle": (240, 240, 240),
-}
-SHORT = {"total_batch_size": 4, "sample_every": 0, "checkpoint_every": 0}
-ADAM = {"type": "adamw", "learning_rate": 3.0e-3, "max_grad_norm": 1.0}
-TOKENIZER = {"type": "PreTrainedTokenizerFast", "vocab_size": 64, "max_length": 8}
-UNET = {
-    "type": "UNet2DConditionModel",
-    "block_out_channels": [16, 32],
-    "layers_per_block": 1,
-    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
-    "attention_head_dim": 4,
-    "norm_num_groups": 4,
-}
-SCHEDULER = {
-    "type": "DDIMScheduler",
-    "beta_schedule": "scaled_linear",
-    "prediction_type": "v_prediction",
-    "rescale_betas_zero_snr": True,
-    "timestep_spacing": "trailing",
-    "clip_sample": False,
-    "steps_offset": 1,
-}
-
-
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory) -> Path:
-    """Four images with captions, as a folder with metadata.jsonl."""
-    folder = tmp_path_factory.mktemp("pictures")
-    lines = []
-    for i, (caption, color) in enumerate(COLORS.items()):
-        image = np.zeros((16, 16, 3), np.uint8)
-        image[3:13, 3 + i : 13] = color
-        Image.fromarray(image).save(folder / f"{i}.png")
-        lines.append(json.dumps({"file_name": f"{i}.png", "caption": f"  {caption}\n"}))
-    (folder / "metadata.jsonl").write_text("\n".join(lines))
-    return folder
-
-
-def train(root: Path, pictures: Path, name: str, steps: int, **parts) -> Path:
-    """Train a recipe made of ``parts``; the run's folder."""
-    values = {
-        "name": name,
-        "family": "text",
-        "data": {"path": str(pictures), "validation_split": "train"},
-        "optimizer": ADAM,
-        "training": {**SHORT, "max_steps": steps},
-        "ema": {"half_lives": []},
-        "output_dir": str(root / name),
-        **parts,
-    }
-    file = root / f"recipe-{name}.yaml"
-    file.write_text(yaml.safe_dump(values))
-    return hfgen.train(str(file)).output_dir
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("runs")
-
-
-@pytest.fixture(scope="module")
-def book(root, pictures) -> Path:
-    """A trained autoencoder with a codebook."""
-    return train(
-        root,
-        pictures,
-        "book",
-        150,
-        pipeline="VAEPipeline",
-        objective={"type": "vq", "likelihood": {"type": "gaussian", "std": 0.2}},
-        model={
-            "vae": {
-                "type": "VQVAE",
-                "block_out_channels": [16, 16],
-                "quantizer": {"type": "vq", "num_embeddings": 16, "dim": 8, "ema_decay": 0.9},
-            }
-        },
-    )
-
-
-@pytest.fixture(scope="module")
-def dalle(root, pictures, book) -> Path:
-    transformer = {"type": "CodeTransformer", "hidden_size": 32, "num_layers": 2, "num_heads": 2}
-    return train(
-        root,
-        pictures,
-        "dalle",
-        150,
-        pipeline="CodesPipeline",
-        objective={"type": "image-codes", "caption_dropout": 0.1},
-        model={"codes": str(book), "tokenizer": TOKENIZER, "transformer": transformer},
-    )
-
-
-@pytest.fixture(scope="module")
-def clip(root, pictures) -> Path:
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1}
-    half = [0.5, 0.5, 0.5]
-    return train(
-        root,
-        pictures,
-        "clip",
-        40,
-        pipeline="CLIPScorePipeline",
-        objective={"type": "contrastive"},
-        model={
-            "tokenizer": {"type": "CLIPTokenizer", "vocab_size": 620, "max_length": 8},
-            "image_processor": {
-                "type": "CLIPImageProcessorPil",
-                "size": {"height": 16, "width": 16},
-                "do_center_crop": False,
-                "image_mean": half,
-                "image_std": half,
-            },
-            "clip": {
-                "type": "CLIPModel",
-                "projection_dim": 16,
-                "text_config": {**size, "num_attention_heads": 2},
-                "vision_config": {**size, "num_attention_heads": 2, "patch_size": 8},
-            },
-        },
-    )
-
-
-@pytest.fixture(scope="module")
-def stable(root, pictures, clip) -> Path:
-    """A stock StableDiffusionPipeline: CLIP's text model, AutoencoderKL."""
-    tiny.kl_vae().save_pretrained(root / "vae")
-    return train(root, pictures, "stable", 2, **stable_parts(root, clip))
-
-
-def stable_parts(root: Path, clip: Path) -> dict:
-    return {
-        "pipeline": "StableDiffusionPipeline",
-        "objective": {"type": "text-diffusion"},
-        "model": {
-            "vae": {"pretrained": str(root / "vae"), "scaling_factor": scale(root)},
-            "text_encoder": str(clip),
-            "tokenizer": str(clip),
-            "unet": UNET,
-            "scheduler": SCHEDULER,
-        },
-    }
-
-
-def scale(root: Path) -> float:
-    """One over the standard deviation of the latents, roughly: what the recipe has to name."""
-    from diffusers import AutoencoderKL
-
-    vae = AutoencoderKL.from_pretrained(root / "vae")
-    with torch.no_grad():
-        spread = vae.encode(torch.rand(4, 3, 16, 16) * 2 - 1).latent_dist.sample().std()
-    return round(1 / float(spread), 3)
-
-
-def loaded(run: Path):
-    pipeline = hfgen.load(run)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
+from tests.text.training import COLORS, SHORT, UNET, loaded, stable_parts, train
 
 
 def test_overfitting_dalle_reproduces_its_images(dalle, pictures):
@@ -318,70 +152,6 @@ def test_cached_embeddings_and_latents_are_fresh_ones(stable):
     with torch.no_grad():
         fresh = encode_images(pipeline.vae, images)
     torch.testing.assert_close(batch["images"], fresh, rtol=1e-2, atol=1e-2)  # float16 on the disk
-
-
-def test_any_text_encoder_by_path(root, pictures, tmp_path):
-    """BERT, as sentence encoders are: padding is masked; the pipeline is our own."""
-    texts = [*COLORS]
-    from hfgen.caption_tokenizer import train_tokenizer
-
-    tokenizer = train_tokenizer(texts, "PreTrainedTokenizerFast", 64, 8)
-    tiny.bert(tokenizer).save_pretrained(tmp_path / "bert")
-    tokenizer.save_pretrained(tmp_path / "bert")
-    encoder = str(tmp_path / "bert")
-    run = train(
-        tmp_path,
-        pictures,
-        "by-path",
-        2,
-        pipeline="TextToImagePipeline",
-        objective={"type": "text-diffusion"},
-        model={
-            "text_encoder": encoder,
-            "tokenizer": {"pretrained": encoder, "max_length": 6},
-            "unet": UNET,
-            "scheduler": {"type": "FlowMatchEulerDiscreteScheduler"},
-        },
-    )
-    batch = training_source(recipes.decode(recipes.read(run / "recipe.yaml"))).batch(range(2))
-    assert batch["text"].shape == (2, 6, 16) and batch["text_mask"].sum(1).tolist() == [4, 4]
-    pipeline = loaded(run)
-    assert type(pipeline.text_encoder).__name__ == "BertModel"
-    options = {"num_inference_steps": 2, "output_type": "np"}
-    short = pipeline("red", generator=torch.Generator().manual_seed(0), **options).images
-    assert short.shape == (1, 16, 16, 3)
-
-
-def test_fine_tuning_by_adapters(stable, pictures, tmp_path):
-    run = hfgen.train(
-        str(stable),
-        output_dir=str(tmp_path / "lora"),
-        **{"model.unet.lora": {"r": 2}, "training.max_steps": 3},
-    ).output_dir
-    before, after = loaded(stable), loaded(run)
-    old, new = before.unet.state_dict(), after.unet.state_dict()
-    assert set(old) == set(new), "merged: no peft is needed to load it"
-    changed = {name for name in old if not torch.equal(old[name], new[name])}
-    assert changed and all(".to_" in name for name in changed)
-    assert list((run / "pipeline" / "lora" / "unet").glob("*.safetensors"))
-    stock = loaded(stable)
-    adapter = {"weight_name": "pytorch_lora_weights.safetensors", "prefix": None}
-    stock.unet.load_lora_adapter(run / "pipeline" / "lora" / "unet", **adapter)
-    latents = torch.randn(1, 4, 4, 4)
-    options = {"num_inference_steps": 2, "output_type": "np"}
-    a = stock("red square", latents=latents.clone(), **options).images
-    b = after("red square", latents=latents.clone(), **options).images
-    np.testing.assert_allclose(a, b, atol=1e-4)
-
-
-def test_full_fine_tuning_on_other_data(stable, pictures, tmp_path):
-    run = hfgen.train(
-        str(stable),
-        output_dir=str(tmp_path / "full"),
-        **{"data.path": str(pictures), "training.max_steps": 1},
-    ).output_dir
-    old, new = loaded(stable).unet.state_dict(), loaded(run).unet.state_dict()
-    assert any(not torch.equal(old[name], new[name]) for name in old)
 
 
 def test_priors_without_text(root, pictures, book):
