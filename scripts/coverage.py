@@ -94,7 +94,8 @@ def readme(results: Mapping[str, Any]) -> str:
     page = PAGE.read_text()
     before, rest = page.split(MARKS[0])
     after = rest.split(MARKS[1])[1]
-    ordered = sorted(results.values(), key=lambda r: (r["data"], value(r["scores"], "fd")))
+    drawing = [result for result in results.values() if draws(result)]
+    ordered = sorted(drawing, key=lambda r: (r["data"], value(r["scores"], "fd")))
     rows = header(
         "recipe",
         "family",
@@ -122,11 +123,7 @@ def recipe_file(name: str) -> Path:
 
 def expectation(name: str, result: Mapping[str, Any]) -> str:
     """The recipe with its ``expect`` and ``duration`` lines, which `hfgen recipes` shows."""
-    said = {
-        "expect": f"{headline(result)}, precision {value(result['scores'], 'precision'):.2f}, "
-        f"recall {value(result['scores'], 'recall'):.2f} {density(result['scores'])}".strip(),
-        "duration": minutes(result),
-    }
+    said = {"expect": expected(result), "duration": minutes(result)}
     lines = [
         line
         for line in recipe_file(name).read_text().splitlines()
@@ -135,6 +132,21 @@ def expectation(name: str, result: Mapping[str, Any]) -> str:
     place = next(i for i, line in enumerate(lines) if line.startswith("description:")) + 1
     lines[place:place] = [f'{key}: "{text}"' for key, text in said.items()]
     return "\n".join(lines) + "\n"
+
+
+def expected(result: Mapping[str, Any]) -> str:
+    """Quality and likelihood of images; of a model that draws none, its scores."""
+    scores = result["scores"]
+    if not draws(result):
+        return ", ".join(f"{score['name']} {show(score)}" for score in scores)
+    precision, recall = (value(scores, name) for name in ("precision", "recall"))
+    quality = f"{headline(result)}, precision {precision:.2f}, recall {recall:.2f}"
+    return f"{quality} {density(scores)}".strip()
+
+
+def draws(result: Mapping[str, Any]) -> bool:
+    """Whether the recipe's pipeline draws images (a dual encoder compares them instead)."""
+    return any(score["name"] == "fd" for score in result["scores"])
 
 
 def minutes(result: Mapping[str, Any]) -> str:
@@ -282,9 +294,10 @@ def result_tables(results: Mapping[str, Any]) -> str:
         "",
     ]
     blocks += published(results)
-    for data in sorted({result["data"] for result in results.values()}):
+    drawing = [result for result in results.values() if draws(result)]
+    for data in sorted({result["data"] for result in drawing}):
         mine = sorted(
-            (r for r in results.values() if r["data"] == data),
+            (r for r in drawing if r["data"] == data),
             key=lambda r: value(r["scores"], "fd"),
         )
         columns = (
@@ -400,7 +413,9 @@ def density(scores: list[dict[str, Any]]) -> str:
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    return f"FD {show(find(result['scores'], 'fd'))}"
+    if draws(result):
+        return f"FD {show(find(result['scores'], 'fd'))}"
+    return f"{result['scores'][0]['name']} {show(result['scores'][0])}"
 
 
 def find(scores: list[dict[str, Any]], name: str) -> dict[str, Any]:

@@ -26,11 +26,13 @@ from hfgen.evaluation import evaluate
 from hfgen.evaluation.baselines import PixelGaussian, RepeatedImages
 from hfgen.evaluation.likelihood import has_likelihood, log_likelihood
 from hfgen.evaluation.model_metrics import MODEL_METRICS, ModelEvidence
+from hfgen.evaluation.text_metrics import MAX_IMAGES, is_clip
 from hfgen.hub.load import load
 from hfgen.latents import training_source
 from hfgen.samples import (
     draws_images,
     grid,
+    prompt_sheet,
     sample_call,
     sample_prompts,
     save_samples,
@@ -120,6 +122,8 @@ def measure(run: Path, name: str) -> None:
         save_samples(pipeline, picture, 64, seed=0, **prompts, **call)
         if type(pipeline).__name__ == "VAEPipeline":
             add_reconstructions(pipeline, recipe, validation, picture)
+    elif is_clip(pipeline):
+        nearest(pipeline, validation).save(DOCS / "images" / f"{name}.png")
     print(f"{name}: " + "  ".join(f"{s['name']} {s['value']:.4g}" for s in written["scores"]))
 
 
@@ -134,6 +138,16 @@ def add_reconstructions(pipeline: Any, recipe: Any, validation: Any, picture: Pa
         sheet.paste(above, (0, 0))
     sheet.paste(below, (0, sheet.height - below.height))
     sheet.save(picture)
+
+
+def nearest(clip: Any, validation: Any) -> Image.Image:
+    """For each of eight held-out captions the eight held-out images that are nearest to it."""
+    rows = range(min(len(validation), MAX_IMAGES))
+    pictures = [Image.fromarray(x.permute(1, 2, 0).numpy()) for x in validation.uint8(rows)]
+    prompts = validation.captions(rows)[:: len(rows) // 8 + 1]
+    near = clip.embed_texts(prompts) @ clip.embed_images(pictures).T
+    best = near.argsort(dim=1, descending=True)[:, :8].flatten()
+    return prompt_sheet([pictures[i] for i in best], prompts)
 
 
 def text_metrics(pipeline: Any, validation: Any, weights: dict[str, str]) -> tuple[str, ...]:

@@ -70,6 +70,7 @@ def test_a_dual_encoder_learns_and_loads_in_transformers(clip, pictures):
     from transformers import AutoTokenizer, CLIPImageProcessorPil, CLIPModel, CLIPTokenizerFast
 
     own, images = loaded(clip), []
+    assert type(own).__name__ == "CLIPScorePipeline"
     for file in sorted(pictures.glob("*.png")):
         with Image.open(file) as image:
             images.append(image.copy())
