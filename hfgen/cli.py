@@ -147,6 +147,9 @@ def _train_parser(parser: argparse.ArgumentParser) -> None:
         help="replace a run that is already in the output folder",
     )
     parser.add_argument(
+        "--trust-remote-code", action="store_true", help="let a repository's own code run"
+    )
+    parser.add_argument(
         "--print-config", action="store_true", help="print the full recipe and stop"
     )
     parser.add_argument(
@@ -213,12 +216,17 @@ def _train(options: argparse.Namespace, settings: list[str]) -> int:
     recipe = recipes.load(options.recipe, over)
     asked = options.num_processes is not None or options.config_file is not None
     if asked and "LOCAL_RANK" not in os.environ:
+        from hfgen.hub.admit import admit_sources
         from hfgen.launch import launch
 
+        # a worker has no terminal to ask at
+        trusted = admit_sources(recipe, trust_remote_code=options.trust_remote_code)
+        options.trust_remote_code = bool(trusted)
         return launch(
             options.num_processes, options.config_file, _relaunched(options, settings), recipe
         )
-    run = train_recipe(recipe, overwrite=options.overwrite)
+    trust = options.trust_remote_code
+    run = train_recipe(recipe, overwrite=options.overwrite, trust_remote_code=trust)
     # Under a launcher a worker that saved and stopped has done well; the launcher's parent says
     # how it ended.
     return 0 if run.finished or "LOCAL_RANK" in os.environ else 128 + run.signal
@@ -228,7 +236,8 @@ def _relaunched(options: argparse.Namespace, settings: list[str]) -> list[str]:
     words = ["train", options.recipe, *settings]
     if options.resume is not None:
         words += ["--resume", options.resume]
-    return words + (["--overwrite"] if options.overwrite else [])
+    flags = {"--overwrite": options.overwrite, "--trust-remote-code": options.trust_remote_code}
+    return words + [flag for flag, given in flags.items() if given]
 
 
 def _sample(options: argparse.Namespace, _: list[str]) -> int:

@@ -45,19 +45,22 @@ class Run:
         return load(str(self.output_dir))
 
 
-def train(name: str, *, overwrite: bool = False, **overrides: Any) -> Run:
+def train(
+    name: str, *, overwrite: bool = False, trust_remote_code: bool = False, **overrides: Any
+) -> Run:
     """Train a recipe: ``hfgen.train("mnist-vae", **{"training.max_steps": 500})``.
 
     Args:
         name: a bundled recipe, a YAML file, a run's folder, or a Hub id.
         overwrite: replace a run that is already in the output folder.
+        trust_remote_code: let code that a pretrained model brings run without asking.
         **overrides: dotted keys, as on the command line.
     Raises:
         HfgenError: one line that says what is wrong and what would be valid.
     """
     over = nest(overrides)
     recipe = recipes.load(continued(name, over), over)
-    return train_recipe(recipe, overwrite=overwrite)
+    return train_recipe(recipe, overwrite=overwrite, trust_remote_code=trust_remote_code)
 
 
 def continued(name: str, over: Mapping[str, Any]) -> str:
@@ -81,8 +84,12 @@ def continued(name: str, over: Mapping[str, Any]) -> str:
     return str(folder)
 
 
-def train_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
-    """Train a decoded recipe in this process (each process of a launch calls it)."""
+def train_recipe(
+    recipe: Recipe, *, overwrite: bool = False, trust_remote_code: bool = False
+) -> Run:
+    """Train a decoded recipe in this process (each process of a launch calls it); options as of
+    ``train``.
+    """
     _check_processes()
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
@@ -98,18 +105,19 @@ def train_recipe(recipe: Recipe, *, overwrite: bool = False) -> Run:
     try:
         _check_accelerator(accelerator)
         _check_folder(recipe, overwrite)
-        return _train(recipe, accelerator)
+        return _train(recipe, accelerator, trust_remote_code)
     finally:
         accelerator.free_memory()
         AcceleratorState._reset_state()  # the next run of this process may use another precision
 
 
-def _train(recipe: Recipe, accelerator: Any) -> Run:
+def _train(recipe: Recipe, accelerator: Any, trust_remote_code: bool) -> Run:
     import torch
 
     from hfgen.build import build_components, exported_roles
     from hfgen.data import BatchStream
     from hfgen.finish import finish
+    from hfgen.hub.admit import admit_sources
     from hfgen.hub.background import RunPusher
     from hfgen.latents import training_source
     from hfgen.samples import (
@@ -133,6 +141,7 @@ def _train(recipe: Recipe, accelerator: Any) -> Run:
     if resume is not None:
         _check_same_recipe(recipe, resume)
     with accelerator.main_process_first():  # what has to be downloaded is, once
+        admit_sources(recipe, trust_remote_code=trust_remote_code)
         source = training_source(recipe, accelerator.device)
         torch.manual_seed(config.seed)
         components = build_components(recipe, source.spec, source.parts)

@@ -17,7 +17,7 @@ from huggingface_hub import ModelCardData
 
 from hfgen.errors import HfgenError
 from hfgen.hub.facts import FROM_TEXT, SCORING, TASK, tensor_shapes
-from hfgen.hub.fetch import fetch
+from hfgen.hub.fetch import locate
 from hfgen.hub.folder import (
     card_metadata,
     check_code,
@@ -86,12 +86,9 @@ def check(
     Raises:
         HfgenError: nothing there or no access to it; or its code was not allowed to run.
     """
-    path = Path(path_or_id)
     report = Report(str(path_or_id))
-    if path.is_dir():
-        folder, kind = path, "local folder"
-    else:
-        folder, kind = fetch(str(path_or_id), revision=revision, token=token), "as the Hub lists it"
+    kind = "local folder" if Path(path_or_id).is_dir() else "as the Hub lists it"
+    folder = locate(path_or_id, revision=revision, token=token)
     report.rows.append(Row("files", True, f"{len(visible_files(folder))} files, {kind}"))
     pipeline = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
     report.rows += check_files(folder, pipeline)

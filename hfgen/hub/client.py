@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import httpx2
@@ -85,6 +86,18 @@ def check_repo_id(repo_id: str) -> str:
     if repo_id.count("/") != 1:
         raise HfgenError(f"Hub id {repo_id!r} is not valid: give 'user/name'")
     return repo_id
+
+
+def meant_id(path_or_id: object) -> str:
+    """The Hub id that is meant by something that is no folder here; HfgenError where it is a file,
+    a path, or no id.
+    """
+    path = Path(str(path_or_id))
+    if path.exists():
+        raise HfgenError(f"{path}: a file; give the folder of a run or a pipeline, or a Hub id")
+    if path.is_absolute() or path.parent.is_dir() or str(path_or_id).startswith((".", "runs/")):
+        raise HfgenError(f"{path}: no such folder (and no Hub id, which would be 'user/name')")
+    return check_repo_id(str(path_or_id))
 
 
 @contextmanager

@@ -11,7 +11,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from hfgen.errors import HfgenError
 from hfgen.hub.checkpoint import newest_checkpoint, unpack_states
-from hfgen.hub.client import Retry, check_repo_id, hub_errors
+from hfgen.hub.client import Retry, check_repo_id, hub_errors, meant_id
 from hfgen.hub.digests import differences
 from hfgen.hub.folder import refuse_pickles
 
@@ -40,6 +40,17 @@ def fetch(repo_id: str, *, revision: str | None = None, token: str | bool | None
     if wrong:
         raise HfgenError(f"{repo_id}: arrived broken twice: {'; '.join(wrong[:3])}")
     return folder
+
+
+def locate(
+    path_or_id: str | Path, *, revision: str | None = None, token: str | bool | None = None
+) -> Path:
+    """The folder itself, or a verified snapshot of the Hub repository. Raises HfgenError: as
+    ``fetch``; a folder that is missing."""
+    path = Path(path_or_id)
+    if path.is_dir():
+        return path
+    return fetch(meant_id(path_or_id), revision=revision, token=token)
 
 
 _OF_THE_RUN = ("recipe.yaml", "metrics.json", "metrics.jsonl", "environment.json", "README.md")

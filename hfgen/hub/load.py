@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from hfgen.errors import HfgenError
-from hfgen.hub.client import check_repo_id, hub_errors
+from hfgen.hub.client import hub_errors, meant_id
 from hfgen.hub.folder import is_run
 from hfgen.pipelines._self_contained import (  # pyright: ignore[reportMissingImports]
     HASHED,
@@ -111,11 +111,7 @@ def _source(path_or_id: str | Path) -> str:
         return str(path / "pipeline")
     if path.is_dir():
         return str(path)
-    if path.exists():
-        raise HfgenError(f"{path}: a file; give the folder of a run or a pipeline, or a Hub id")
-    if path.is_absolute() or path.parent.is_dir():
-        raise HfgenError(f"{path}: no such folder (and no Hub id, which would be 'user/name')")
-    return check_repo_id(str(path_or_id))
+    return meant_id(path_or_id)
 
 
 def _read(source: str, name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:

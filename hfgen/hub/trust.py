@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.errors import HfgenError
-from hfgen.hub.fetch import fetch
+from hfgen.hub.fetch import locate
 from hfgen.hub.folder import check_pipeline, code_files, index_entries, visible_files
 from hfgen.hub.load import load
 from hfgen.pipelines._self_contained import installed_modules  # pyright: ignore
@@ -60,20 +60,12 @@ def _meaning(source: str, origin: str) -> str:
         raise HfgenError(f"{origin}: line {error.lineno} is not valid Python") from None
 
 
-def load_asking(
-    path_or_id: str | Path,
-    *,
-    trust_remote_code: bool = False,
-    revision: str | None = None,
-    token: str | None = None,
-    **kwargs: Any,
-) -> Any:
+def load_asking(path_or_id: str | Path, *, trust_remote_code: bool = False, **kwargs: Any) -> Any:
     """A pipeline as ``hfgen.load`` gives it; where it needs code of its own, ``ask`` comes first.
 
-    Raises HfgenError: as ``hfgen.load``, ``fetch`` and ``ask``.
+    Raises HfgenError: as ``hfgen.load``, ``locate`` and ``ask``.
     """
-    path = Path(path_or_id)
-    folder = path if path.is_dir() else fetch(str(path_or_id), revision=revision, token=token)
+    folder = locate(path_or_id)
     folder = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
     foreign = foreign_code(folder) if (folder / "model_index.json").is_file() else []
     ask(str(path_or_id), foreign, trust_remote_code=trust_remote_code)
