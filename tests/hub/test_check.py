@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hub_client import MAIN
 
 from hfgen.hub.card import write_card
 
@@ -149,6 +150,22 @@ def test_load_asking_runs_trusted_code_and_no_other(client, own_model):
     """
     assert "brings code of its own" in client.fails(code, folder=str(own_model), trust=False)
     assert "my_vae__" in client.run(code, folder=str(own_model), trust=True)
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        ("/nonexistent", "/nonexistent: no such folder"),
+        ("runs/nonexistent", "runs/nonexistent: no such folder"),
+        ("nonexistent", "no such folder (and no Hub id"),
+        (__file__, "a file; give the folder"),
+    ],
+)
+def test_a_folder_that_is_missing_is_called_so(hub, client, source, said):
+    for door in ("check", "sample", "demo"):
+        code, text = client.run(MAIN, words=[door, source])
+        assert code == 2 and text.count("\n") == 1 and said in text
+    assert hub.log == []
 
 
 def test_ours_needs_no_trust(client, vae):
