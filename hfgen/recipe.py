@@ -66,6 +66,7 @@ MODELS: dict[str, str] = {
     "StyleGAN2Generator": "hfgen.models.gan_stylegan2:StyleGAN2Generator",
     "StyleGAN2Discriminator": "hfgen.models.gan_stylegan2:StyleGAN2Discriminator",
     "PixelTransformer": "hfgen.models.transformer_pixel:PixelTransformer",
+    "FeatureAligner": "hfgen.models.feature_aligner:FeatureAligner",
     "CodeTransformer": "hfgen.models.transformer_codes:CodeTransformer",
     "EDMHeunScheduler": "hfgen.models.scheduler_edm_heun:EDMHeunScheduler",
 }
@@ -103,6 +104,7 @@ OBJECTIVES: dict[str, str] = {
     "gan": "hfgen.objectives.gan:GAN",
     "diffusion": "hfgen.objectives.diffusion:Diffusion",
     "flow-map": "hfgen.objectives.flow:FlowMaps",
+    "repa": "hfgen.objectives.diffusion_alignment:AlignedDiffusion",
     "reflow": "hfgen.objectives.diffusion_reflow:Reflow",
     "consistency": "hfgen.objectives.diffusion_consistency:Consistency",
 }

@@ -376,6 +376,18 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
             inputs=labelled(3, 8, 8),
         ),
     ],
+    "FeatureAligner": [
+        TinyModel(
+            options={
+                "hidden_dim": 6,
+                "input_size": 32,
+                "level": 0,
+                "projector_dim": 8,
+                "backbone": TINY_BACKBONE,
+            },
+            inputs=lambda rows: (*noise(3, 8, 8)(rows), normal(rows, 4, 6)),
+        ),
+    ],
     "StyleGAN2Generator": [
         TinyModel(
             options={**SMALL, "out_channels": 3, "latent_dim": 4, "style_dim": 4},
