@@ -26,11 +26,25 @@ from hfgen.config import _describe, _fits, encode, one_of_key, resolve
 from hfgen.data import DataSpec
 from hfgen.errors import HfgenError, one_of
 from hfgen.pipelines._text import text_width  # pyright: ignore[reportMissingImports]
-from hfgen.recipe import BESIDE_PRETRAINED, MODELS, PIPELINES, Recipe, choices, is_loaded
+from hfgen.recipe import (
+    BESIDE_PRETRAINED,
+    MODELS,
+    PIPELINES,
+    REREAD,
+    Recipe,
+    choices,
+    is_loaded,
+)
 
 AUTOENCODERS = ("vae", "vqvae")
 OTHER_NAMES = {"vqvae": "vae", "codes": "vae", "guide": "unet", "teacher": "unet"}
 """What a role is called in the run that it is loaded from, if not by its own name."""
+
+FOLLOWS = {
+    **dict.fromkeys(("num_embeddings", "code_size", "num_quantizers"), "codes"),
+    **dict.fromkeys(("text_vocab_size", "text_length"), "tokenizer"),
+}
+"""What a transformer over codes has from other roles."""
 
 
 def component_class(name: str, where: str) -> type:
@@ -148,6 +162,13 @@ def _check_fits(role: str, model: Any, follow: Mapping[str, Any], recipe: Recipe
             f"model.{role}: {type(model).__name__} was trained with texts of width {has}, "
             f"model.text_encoder gives {width}; give another one"
         )
+    for name, part in FOLLOWS.items():
+        has, wanted = model.config.get(name), follow.get(name)
+        if None not in (has, wanted) and has != wanted:
+            raise HfgenError(
+                f"model.{role}: {type(model).__name__} was trained with {name} {has}, "
+                f"model.{part} gives {wanted}; give another one"
+            )
 
 
 def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPipeline:
@@ -285,6 +306,7 @@ def _pretrained(role: str, options: dict[str, Any]) -> Any:
         return load_role(role, str(source), options)
     beside = {name: options.pop(name) for name in BESIDE_PRETRAINED if name in options}
     lora = beside.pop("lora", None)
+    again = {name: beside.pop(name) for name in REREAD if name in beside}
     if options:
         raise HfgenError(
             f"{where}: {', '.join(options)} cannot be set beside pretrained; its own "
@@ -295,7 +317,18 @@ def _pretrained(role: str, options: dict[str, Any]) -> Any:
     model = load_component(source, OTHER_NAMES.get(role, role) if missing else role)
     if beside:
         model.register_to_config(**beside)
+    if again:
+        model = _reread(where, model, again)
     return model if lora is None else add_lora(role, model, lora)
+
+
+def _reread(where: str, model: Any, arguments: Mapping[str, Any]) -> Any:
+    if not isinstance(model, resolve(MODELS["PixelTransformer"])):
+        raise HfgenError(
+            f"{where}: {', '.join(arguments)} beside pretrained: {type(model).__name__} cannot be "
+            "read as a flow map; valid: a PixelTransformer"
+        )
+    return model.reread(**arguments)
 
 
 def _transformers(

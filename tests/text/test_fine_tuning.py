@@ -9,6 +9,7 @@ from diffusers import AutoencoderKL
 
 import hfgen
 from hfgen.errors import HfgenError
+from hfgen.pipelines.vae_pipeline import VAEPipeline
 from tests.text import tiny
 from tests.text.training import loaded, scale
 
@@ -106,3 +107,13 @@ def test_what_a_run_brings_is_not_built_anew(stable, tmp_path):
         with pytest.raises(HfgenError, match=f"{key}: .* comes from .* as it is") as error:
             hfgen.train(str(stable), output_dir=str(tmp_path / "run"), **{key: value})
         assert "\n" not in str(error.value)
+
+
+def test_codes_of_another_vocabulary(dalle, tmp_path):
+    other = tiny.codes({"type": "vq", "num_embeddings": 7, "dim": 4, "kmeans_start": False})
+    VAEPipeline(other).save_pretrained(tmp_path / "book")
+    with pytest.raises(HfgenError, match="num_embeddings 16, model.codes gives 7") as error:
+        hfgen.train(
+            str(dalle), output_dir=str(tmp_path / "run"), **{"model.codes": str(tmp_path / "book")}
+        )
+    assert "\n" not in str(error.value) and not (tmp_path / "run").exists()

@@ -120,6 +120,32 @@ for run in {saved!r}:
     subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path)
 
 
+BAD = {
+    "empty": ({"prompt": ["red", " "]}, "a prompt is empty"),
+    "no text": ({"prompt": 7}, "must be a text or a list of texts"),
+    "not a text": ({"prompt": ["red", None]}, "None is a NoneType, not a text"),
+    "over-long": ({"prompt": "red heart " * 9}, "has 20 tokens, the model takes 8"),
+    "over-long negative": (
+        {"prompt": "red", "negative_prompt": "red " * 9},
+        "negative_prompt: .* has 11 tokens, the model takes 8",
+    ),
+    "negative prompts": ({"prompt": ["red"] * 3, "negative_prompt": ["a", "b"]}, "2 negative"),
+    "negative guidance": ({"prompt": "red", "guidance_scale": -0.5}, "must not be negative"),
+    "steps": ({"prompt": "red", "num_inference_steps": 0}, "must be at least 1"),
+    "latents": ({"prompt": "red", "latents": torch.zeros(1, 3, 4, 4)}, "latents"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input(case):
+    tokenizer = tiny.words()
+    parts = (tiny.bert(tokenizer), tokenizer, tiny.unet(16), tiny.scheduler())
+    options, message = BAD[case]
+    with pytest.raises(ValueError, match=message) as error:
+        TextToImagePipeline(*parts)(**options)
+    assert "\n" not in str(error.value)
+
+
 def test_a_denoiser_for_another_text_encoder(bert):
     tokenizer = load_tokenizer(bert)
     tokenizer.model_max_length = 8
