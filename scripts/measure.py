@@ -22,9 +22,11 @@ from hfgen import recipe as recipes
 from hfgen.build import build_components, build_pipeline, pipeline_class
 from hfgen.data import load_source
 from hfgen.environment import commit
+from hfgen.errors import HfgenError
 from hfgen.evaluation import evaluate
 from hfgen.evaluation.baselines import PixelGaussian, RepeatedImages
 from hfgen.evaluation.likelihood import has_likelihood, log_likelihood
+from hfgen.evaluation.likelihood_diffusion import denoiser
 from hfgen.evaluation.model_metrics import MODEL_METRICS, ModelEvidence
 from hfgen.evaluation.text_metrics import MAX_IMAGES, is_clip
 from hfgen.hub.load import load
@@ -81,13 +83,12 @@ def measure(run: Path, name: str) -> None:
     settings["weights"] = {"clip": CLIP} if takes_prompt(pipeline) and Path(CLIP).is_dir() else {}
     text = text_metrics(pipeline, validation, settings["weights"])
     classes = validation.spec.num_classes
-    dense = has_likelihood(pipeline, "pf_ode", classes)
-    denoiser = ("likelihood", "representation") if dense else ()
+    denoising = denoiser_metrics(pipeline, classes)
     results = evaluate(
         pipeline,
         heldout=validation,
-        **({"evaluations": EVALUATIONS} if denoiser else {}),
-        metrics=(*drawing, *text, *autoencoder_metrics(pipeline, validation), *denoiser),
+        **({"evaluations": EVALUATIONS} if denoising else {}),
+        metrics=(*drawing, *text, *autoencoder_metrics(pipeline, validation), *denoising),
         output=run / "evaluation",
         call=call,
         ema=bool(recipe.ema.half_lives),
@@ -193,6 +194,16 @@ def allowed(pipeline: Any, validation: Any) -> list[str]:
     """Metrics of the model that a pipeline and its held-out images have what it takes for."""
     evidence = ModelEvidence(pipeline, validation, {})
     return [name for name, metric in MODEL_METRICS.items() if metric.applies(evidence)]
+
+
+def denoiser_metrics(pipeline: Any, classes: int | None) -> tuple[str, ...]:
+    """What a denoiser of pixels allows: its features, and likelihood where it has a density."""
+    try:
+        denoiser(pipeline, None)
+    except HfgenError:
+        return ()
+    dense = has_likelihood(pipeline, "pf_ode", classes)
+    return ("likelihood", "representation") if dense else ("representation",)
 
 
 def trained(run: Path) -> dict[str, Any]:

@@ -17,7 +17,14 @@ import torch
 from torch import Tensor
 
 from hfgen.chain import Chain, gaussian_kl, split_variance
-from hfgen.denoising import DiscretePath, Parameterisation, parameterisation, run_network
+from hfgen.denoising import (
+    DiscretePath,
+    LinearPath,
+    Parameterisation,
+    Sample,
+    parameterisation,
+    run_network,
+)
 from hfgen.errors import HfgenError
 from hfgen.evaluation.bound import DENSITY, DISCRETE, Bound, Pixels
 from hfgen.evaluation.conditions import Condition, check_classes, network_classes
@@ -44,7 +51,13 @@ class ProbabilityFlowODE(Bound):
     steps: int = 64
 
     def condition(self, pipeline: Any, num_classes: int | None) -> Condition:
-        _parameterisation(pipeline)
+        param = _parameterisation(pipeline)
+        if isinstance(param.path, LinearPath) and isinstance(param.prediction, Sample):
+            # Measured on a trained JiT: 666 bits/dim, the error of the network over sigma ~ 0
+            raise HfgenError(
+                f"pf_ode: {type(pipeline).__name__} predicts the image along a flow; its velocity "
+                "(x - image) / sigma grows without bound at the image, so it has no density there"
+            )
         return _condition(pipeline, num_classes)
 
     def pixels(self, pipeline: Any, images: Tensor) -> Pixels:

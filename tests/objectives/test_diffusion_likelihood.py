@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import (
     DDPMScheduler,
+    DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
     UNet2DModel,
@@ -250,6 +251,14 @@ def small_unet(**options) -> UNet2DModel:
             DenoisingPipeline(small_unet(num_class_embeds=3), DDPMScheduler()),
             "pf_ode",
             "without a null label",
+        ),
+        (
+            DenoisingPipeline(
+                small_unet(),
+                DPMSolverMultistepScheduler(use_flow_sigmas=True, prediction_type="sample"),
+            ),
+            "pf_ode",
+            "grows without bound at the image",
         ),
         (
             DenoisingPipeline(
