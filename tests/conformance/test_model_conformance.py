@@ -8,7 +8,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tiny import FREE_ROWS, MODEL_CASES, MODELS_WITH_WEIGHTS, TINY_MODELS, TINY_SCHEDULERS
 
 from hfgen.recipe import MODELS
@@ -169,3 +169,67 @@ def test_gradient_checkpointing(case):
     torch.testing.assert_close(saved, plain, rtol=1e-4, atol=1e-6)
     model.disable_gradient_checkpointing()
     assert gradients(one, model)[1] == runs
+
+
+@pytest.mark.parametrize("case", MODELS_WITH_WEIGHTS, indirect=True)
+def test_a_tensor_of_another_shape_is_refused_or_left_out(case, tmp_path):
+    """`ignore_mismatched_sizes`: the tensor that does not fit is new, all others are loaded."""
+    one, model = case
+    model.save_pretrained(tmp_path)
+    weights = tmp_path / f"{WEIGHTS}.safetensors"
+    state = load_file(weights)
+    sizes = {name: value.numel() for name, value in model.named_parameters() if value.ndim}
+    if not sizes:  # nothing but a scalar
+        return
+    name = max(sizes, key=lambda name: sizes[name])
+    state[name] = torch.cat([state[name], state[name]])
+    save_file(state, weights, metadata={"format": "pt"})
+    with pytest.raises((ValueError, RuntimeError), match="shape|size mismatch"):
+        type(model).from_pretrained(tmp_path)
+    options = {"ignore_mismatched_sizes": True, "low_cpu_mem_usage": False}
+    loaded = type(model).from_pretrained(tmp_path, **options)
+    for other, value in loaded.named_parameters():
+        expected = model.get_parameter(other)
+        assert value.shape == expected.shape
+        assert other == name or value.equal(expected), other
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("offload_type", ["leaf_level", "block_level"])
+def test_group_offloading(case, offload_type):
+    """With the CPU itself as the accelerator: the hooks are called, and change nothing."""
+    one, model = case
+    if not all(isinstance(x, torch.Tensor) for x in one.inputs(3)):
+        return  # a function among the inputs cannot be moved
+    expected = one(model)
+    cpu = torch.device("cpu")
+    blocks = {"num_blocks_per_group": 1} if offload_type == "block_level" else {}
+    model.enable_group_offload(
+        onload_device=cpu, offload_device=cpu, offload_type=offload_type, **blocks
+    )
+    torch.testing.assert_close(one(model), expected, rtol=0, atol=0)
+
+
+READS_WEIGHTS = (
+    *("CodePrior", "ResNetGenerator", "ResNetDiscriminator", "BigGANGenerator"),
+    *("BigGANDeepGenerator", "BigGANDiscriminator", "LightweightGenerator"),
+)
+"""Their layers' weights are used without calling the layer (fused attention, an upsampling folded
+into the convolution), where the hooks of layerwise casting are never called."""
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("case", MODELS_WITH_WEIGHTS, indirect=True)
+def test_layerwise_casting(case):
+    """Weights are kept in half the bytes and computed with in float32."""
+    one, model = case
+    expected = one(model)
+    kept = (torch.nn.Linear, torch.nn.Conv2d, torch.nn.ConvTranspose2d)
+    types = {"storage_dtype": torch.bfloat16, "compute_dtype": torch.float32}
+    model.enable_layerwise_casting(**types)
+    stored = [module.weight.dtype for module in model.modules() if type(module) in kept]
+    if stored and type(model).__name__ not in READS_WEIGHTS:
+        assert torch.bfloat16 in stored
+        found = one(model)
+        assert found.dtype == torch.float32
+        torch.testing.assert_close(found, expected, rtol=0.1, atol=0.05)

@@ -161,6 +161,19 @@ def test_offloading_moves_each_model_before_its_use(case, monkeypatch):
     pipeline.remove_all_hooks()
 
 
+@pytest.mark.parametrize("offload_type", ["leaf_level", "block_level"])
+def test_group_offloading(case, offload_type):
+    """With the CPU itself as the accelerator: the hooks are called, and change nothing."""
+    options, pipeline = case
+    expected = draw(pipeline, options)
+    cpu = torch.device("cpu")
+    blocks = {"num_blocks_per_group": 1} if offload_type == "block_level" else {}
+    pipeline.enable_group_offload(
+        onload_device=cpu, offload_device=cpu, offload_type=offload_type, **blocks
+    )
+    np.testing.assert_array_equal(draw(pipeline, options), expected)
+
+
 def test_the_progress_bar_can_be_switched_off(case, capfd):
     options, pipeline = case
     draw(pipeline, options)
