@@ -315,8 +315,12 @@ def is_loaded(value: Any) -> bool:
     return isinstance(value, str) or (isinstance(value, Mapping) and "pretrained" in value)
 
 
-BESIDE_PRETRAINED = ("lora", "scaling_factor", "shift_factor")
-"""What may be set on a pretrained component: adapters, and how its latents are scaled."""
+REREAD = ("second_time", "velocity_from_image")
+"""Arguments of a pretrained pixel transformer that make the same weights a flow map."""
+
+BESIDE_PRETRAINED = ("lora", "scaling_factor", "shift_factor", *REREAD)
+"""What may be set on a pretrained component: adapters, how its latents are scaled, a few-step model
+from a flow."""
 
 
 def _exported_roles(folder: Path) -> set[str]:

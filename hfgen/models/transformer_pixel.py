@@ -122,6 +122,24 @@ class PixelTransformer(ModelMixin, ConfigMixin):
             output = (sample[:, : output.shape[1]] - output) / t[:, None, None, None]
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
+    def reread(
+        self, second_time: bool = False, velocity_from_image: bool = False
+    ) -> PixelTransformer:
+        """The same weights as a flow map: where a few-step model begins from a trained flow.
+
+        Args:
+            second_time: add one, which changes nothing yet: every average velocity is the velocity.
+            velocity_from_image: for a network that was trained to put out the image.
+        """
+        changed = {"second_time": second_time, "velocity_from_image": velocity_from_image}
+        config = {k: v for k, v in self.config.items() if not k.startswith("_")}
+        model = type(self)(**{**config, **{k: True for k, v in changed.items() if v}})
+        if model.second_time_in is not None and self.second_time_in is None:
+            nn.init.zeros_(model.second_time_in[-1].weight)  # type: ignore[arg-type]
+            nn.init.zeros_(model.second_time_in[-1].bias)  # type: ignore[arg-type]
+        model.load_state_dict({**model.state_dict(), **self.state_dict()})
+        return model
+
     def _condition(
         self, sample: Tensor, timestep: Tensor | float, labels: Tensor | None, second: Tensor | None
     ) -> Tensor:
