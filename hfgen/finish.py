@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hfgen.data.source import Source
 from hfgen.fit_prior import fit_prior
+from hfgen.models.prior_metric import MetricPrior
 from hfgen.objectives.base import Objective
 from hfgen.objectives.vae import Autoencoder
 from hfgen.objectives.vae_penalties import MMD
@@ -35,6 +36,8 @@ def finish(pipeline: Any, objective: Objective, source: Source) -> None:
         return
     if len(pipeline.latent_shape) > 1:
         _scale(pipeline, source)
+    if isinstance(pipeline.prior, MetricPrior):
+        _place_centroids(pipeline, source)
     if isinstance(objective, Autoencoder):
         pipeline.register_to_config(deterministic=True)
     bare = isinstance(objective, Autoencoder) and not isinstance(objective.penalty, MMD)
@@ -46,6 +49,21 @@ def finish(pipeline: Any, objective: Objective, source: Source) -> None:
             "latents; for another: hfgen fit-prior RUN --prior maf",
             components,
         )
+
+
+@torch.no_grad()
+def _place_centroids(pipeline: Any, source: Source) -> None:
+    """A learned metric gets its centroids: training images at even distances in the data."""
+    vae, prior, parts = pipeline.vae, pipeline.prior, []
+    conditional = vae.config.get("num_class_embeds") is not None
+    count = len(prior.centroids)
+    batch = source.batch([row * len(source) // count for row in range(count)])
+    images = batch["images"].to(vae.device, vae.dtype)
+    labels = batch["labels"].to(vae.device) if conditional else None
+    for rows in torch.arange(count).split(64):
+        given = {} if labels is None else {"class_labels": labels[rows]}
+        parts.append(vae.encode(images[rows], **given).latent_dist.mode())
+    prior.fit(torch.cat(parts), images)
 
 
 def _scale(pipeline: Any, source: Source) -> None:

@@ -82,7 +82,7 @@ def draw_latents(
     return randn_tensor((batch_size, *shape), generator, device, dtype=torch.float32)
 
 
-def interpolate_latents(a: Tensor, b: Tensor, steps: int, mode: str) -> Tensor:
+def interpolate_latents(a: Tensor, b: Tensor, steps: int, mode: str, prior: Any = None) -> Tensor:
     """Latents on the way from ``a`` to ``b``, both ends included.
 
     ``spherical`` keeps the norm that normal latents have in high dimensions (White 2016, "Sampling
@@ -92,18 +92,24 @@ def interpolate_latents(a: Tensor, b: Tensor, steps: int, mode: str) -> Tensor:
     Args:
         a, b: [B, *shape].
         steps: points on each path, at least 2.
-        mode: "linear" or "spherical".
+        mode: "linear", "spherical", or "geodesic" for a prior that has a metric.
+        prior: with ``geodesic(a, b, steps) -> [B, steps, *shape]`` where there is a metric.
     Returns:
         [B * steps, *shape], path by path.
     """
     if steps < 2:
         raise ValueError(f"steps={steps}: must be at least 2")
-    if mode not in ("linear", "spherical"):
-        raise ValueError(f"mode={mode!r} is unknown; valid: linear, spherical")
+    geodesic = getattr(prior, "geodesic", None)
+    valid = ("linear", "spherical") if geodesic is None else ("linear", "spherical", "geodesic")
+    if mode not in valid:
+        why = " (no metric on these latents)" if mode == "geodesic" else ""
+        raise ValueError(f"mode={mode!r} is unknown{why}; valid: {', '.join(valid)}")
     if a.shape != b.shape:
         raise ValueError(
             f"latents of shapes {list(a.shape)} and {list(b.shape)} are not comparable"
         )
+    if geodesic is not None and mode == "geodesic":
+        return geodesic(a.float(), b.float(), steps).flatten(0, 1)
     start, end = a.float().flatten(1)[:, None], b.float().flatten(1)[:, None]  # [B, 1, D]
     t = torch.linspace(0, 1, steps, device=a.device)[None, :, None]
     path = (1 - t) * start + t * end

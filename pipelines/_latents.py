@@ -25,6 +25,11 @@ class LatentsMixin(_PipelineBase):
         """Shape of one latent."""
         raise NotImplementedError
 
+    @property
+    def _metric(self) -> Any:
+        """What has a ``geodesic`` on these latents, or None."""
+        return None
+
     def _check_latents(self, latents: Tensor, batch_size: int | None = None) -> None:
         """ValueError where ``latents`` are none that the pipeline decodes."""
         check_latents(latents, self.latent_shape, batch_size)
@@ -61,13 +66,14 @@ class LatentsMixin(_PipelineBase):
         Args:
             a, b: [B, *latent_shape].
             steps: images on each path, both ends included.
-            mode: "linear" or "spherical".
+            mode: "linear", "spherical", or "geodesic": the shortest path, where the prior has a
+                metric.
             **kwargs: ``class_labels`` (one for all images), ``output_type``, ``return_dict``.
         Returns:
             B * steps images, path by path.
         """
         self._check_latents(a)
-        return self(latents=interpolate_latents(a, b, steps, mode), **kwargs)
+        return self(latents=interpolate_latents(a, b, steps, mode, self._metric), **kwargs)
 
     def traverse(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -153,6 +154,48 @@ class VAEPipeline(LatentsMixin, SelfContainedMixin, DiffusionPipeline):
             output_type=output_type,
             return_dict=return_dict,
         )
+
+    def attribute(
+        self,
+        having: Any,
+        lacking: Any,
+        class_labels: int | list[int] | Tensor | None = None,
+    ) -> Tensor:
+        """The direction of an attribute, [*latent_shape]: the mean latent of images that have it
+        minus that of images that lack it (Larsen et al. 2016, section 4.2); types as in ``encode``.
+        """
+        first, second = self.encode(having, class_labels), self.encode(lacking, class_labels)
+        return first.mean(0) - second.mean(0)
+
+    def move(
+        self,
+        latents: Tensor,
+        direction: Tensor,
+        strengths: Sequence[float] = (-1, 0, 1),
+        **kwargs: Any,
+    ) -> ImagePipelineOutput | tuple[Any]:
+        """Images of latent + strength * direction: attribute arithmetic.
+
+        Args:
+            latents: [B, *latent_shape].
+            direction: [*latent_shape], say of ``attribute``.
+            strengths: how far, image by image.
+            **kwargs: ``class_labels`` (one for all images), ``output_type``, ``return_dict``.
+        Returns:
+            B * len(strengths) images, latent by latent.
+        """
+        check_latents(latents, self.latent_shape)
+        if tuple(direction.shape) != self.latent_shape:
+            raise ValueError(
+                f"direction of shape {list(direction.shape)}: must be {list(self.latent_shape)}"
+            )
+        far = torch.as_tensor(strengths, dtype=latents.dtype, device=latents.device)
+        steps = far.view(-1, *[1] * direction.dim()) * direction.to(latents)
+        return self(latents=(latents[:, None] + steps).flatten(0, 1), **kwargs)
+
+    @property
+    def _metric(self) -> Any:
+        return self.prior
 
     def _draw(
         self, batch_size: int, generator: Generators, labels: Tensor | None, temperature: float

@@ -10,7 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hfgen.models.layers.poincare import WrappedNormal, travel
+from hfgen.models.layers.poincare import WrappedNormal, travel, way
 from hfgen.models.layers.prior import Generators, Prior
 
 
@@ -50,3 +50,9 @@ class PoincarePrior(ModelMixin, ConfigMixin, Prior):
         shape = (batch_size, self.config["latent_dim"])
         noise = randn_tensor(shape, generator, self.anchor.device, self.anchor.dtype)
         return travel(torch.zeros_like(noise), temperature * self.config["std"] * noise)
+
+    def geodesic(self, a: Tensor, b: Tensor, steps: int) -> Tensor:
+        """Geodesics of the ball from a to b [B, D], [B, steps, D] (Ganea et al. 2018, eq. 11)."""
+        share = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device)[:, None]
+        start = a[:, None].expand(-1, steps, -1)
+        return travel(start, share * way(a, b)[:, None])

@@ -43,3 +43,11 @@ class SphereUniformPrior(ModelMixin, ConfigMixin, Prior):
         """Points [batch_size, D]; a uniform distribution has no ``temperature``."""
         shape = (batch_size, self.config["latent_dim"])
         return F.normalize(randn_tensor(shape, generator, self.anchor.device), dim=1)
+
+    def geodesic(self, a: Tensor, b: Tensor, steps: int) -> Tensor:
+        """Great circles from a to b [B, D], scaled to the sphere, [B, steps, D]."""
+        a, b = F.normalize(a, dim=1)[:, None], F.normalize(b, dim=1)[:, None]
+        angle = torch.acos((a * b).sum(2, keepdim=True).clamp(-1, 1))
+        share = torch.linspace(0, 1, steps, dtype=a.dtype, device=a.device)[:, None]
+        across = F.normalize(b - (a * b).sum(2, keepdim=True) * a, dim=2)
+        return torch.cos(share * angle) * a + torch.sin(share * angle) * across

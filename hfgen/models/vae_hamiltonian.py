@@ -3,24 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-
-@dataclass
-class LeapfrogOutput(BaseOutput):
-    """Attributes:
-    latents: z_K, [B, D].
-    momentum: rho_K, [B, D].
-    """
-
-    latents: Tensor
-    momentum: Tensor
+from hfgen.models.layers.leapfrog import LeapfrogOutput, tempering
 
 
 class LeapfrogFlow(ModelMixin, ConfigMixin):
@@ -76,13 +65,9 @@ class LeapfrogFlow(ModelMixin, ConfigMixin):
             gradient: z -> the potential's gradient there, [B, D].
         """
         step = self.config["max_step_size"] * torch.sigmoid(self.step_logit)
-        count = self.config["num_steps"]
-        k = torch.arange(count + 1, device=z.device, dtype=z.dtype)
-        # their eq. 9: sqrt(beta_k) with 1 / sqrt(beta_k) falling quadratically to 1
-        root = 1 / ((1 - self.beta.rsqrt()) * (k / count) ** 2 + self.beta.rsqrt())
-        for i in range(count):
+        for factor in tempering(self.beta, self.config["num_steps"]):
             momentum = momentum - step / 2 * gradient(z)
             z = z + step * momentum
             momentum = momentum - step / 2 * gradient(z)
-            momentum = momentum * root[i] / root[i + 1]
+            momentum = momentum * factor
         return LeapfrogOutput(latents=z, momentum=momentum) if return_dict else (z, momentum)

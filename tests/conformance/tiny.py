@@ -11,6 +11,7 @@ from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from hfgen.config import resolve
+from hfgen.models.layers.metric import Metric
 from hfgen.recipe import MODELS, PIPELINES
 from tests.text import tiny as text
 
@@ -121,6 +122,18 @@ def noisy(*shape: int, classes: int | None = None) -> Callable[[int], tuple]:
 
 def on_sphere(dim: int) -> Callable[[int], tuple]:
     return lambda rows: (torch.nn.functional.normalize(normal(rows, dim), dim=1),)
+
+
+class CurvedTiny:
+    """The metric of two centroids, in the type of the latents that it is asked about."""
+
+    def __getattr__(self, name: str) -> Any:
+        def call(z: Tensor, *arguments: Tensor) -> Tensor:
+            centroids = torch.stack([torch.zeros(4), torch.ones(4)]).to(z.dtype)
+            matrices = torch.eye(4).repeat(2, 1, 1).to(z.dtype)
+            return getattr(Metric(centroids, matrices, 1.0, 0.1), name)(z, *arguments)
+
+        return call
 
 
 TINY_BACKBONE = {
@@ -239,6 +252,24 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
             inputs=lambda rows: (normal(rows, 4) / 8,),
             method="log_prob",
             has_weights=False,
+        ),
+    ],
+    "MetricPrior": [
+        TinyModel(
+            options={
+                "latent_dim": 2,
+                "num_centroids": 3,
+                "sample_size": 4,
+                "hidden_size": 8,
+            },
+            inputs=noise(1, 4, 4),
+            method="read",
+        ),
+    ],
+    "RiemannianLeapfrog": [
+        TinyModel(
+            options={"num_steps": 2},
+            inputs=lambda rows: (normal(rows, 4), 2 * normal(rows, 4), lambda z: z, CurvedTiny()),
         ),
     ],
     "LeapfrogFlow": [

@@ -213,6 +213,16 @@ def test_spherical_interpolation_keeps_the_norm_and_the_pace(vae_pipeline):
     assert same.isfinite().all()
 
 
+def test_an_attribute_moves_latents_from_those_without_to_those_with_it(vae_pipeline):
+    having, lacking = (vae_pipeline(3, seeded(i), output_type="pt").images for i in (0, 1))
+    direction = vae_pipeline.attribute(having, lacking)
+    first, second = vae_pipeline.encode(having), vae_pipeline.encode(lacking)
+    torch.testing.assert_close((second + direction).mean(0), first.mean(0))
+    moved = vae_pipeline.move(second, direction, (0, 2), output_type="latent").images
+    expected = torch.stack([second, second + 2 * direction], dim=1).flatten(0, 1)
+    torch.testing.assert_close(moved, expected)
+
+
 def test_traversal_changes_one_coordinate_at_a_time(vae_pipeline):
     z = torch.tensor([[0.1, 0.2, 0.3, 0.4]])
     path = vae_pipeline.traverse(z, [2, 0], (-1, 0, 1), output_type="latent").images
@@ -273,6 +283,7 @@ def test_bad_labels_are_refused_in_one_line(options, said):
         ("encode", (np.zeros((8, 8)),), r"shape \[8, 8\]: must be \[B, 1, 8, 8\]"),
         ("encode", ("cat.png",), "images of type str"),
         ("interpolate", (torch.zeros(1, 4), torch.zeros(2, 4)), "are not comparable"),
+        ("move", (torch.zeros(1, 4), torch.zeros(3)), r"direction of shape \[3\]: must be \[4\]"),
         ("interpolate", (torch.zeros(1, 3), torch.zeros(1, 3)), r"must be \[B, 4\]"),
         ("interpolate", (torch.zeros(1, 4), torch.zeros(1, 4), 1), "steps=1: must be at least 2"),
         ("interpolate", (torch.zeros(1, 4), torch.zeros(1, 4), 2, "cubic"), "'cubic' is unknown"),
