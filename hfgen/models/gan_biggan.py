@@ -18,9 +18,11 @@ from hfgen.models.layers.gan import (
     check_attention,
     check_labels,
     embed_labels,
+    label_embedding,
     required,
     stage_widths,
     stages,
+    with_label,
 )
 from hfgen.models.layers.resample import conv_upsampled
 from hfgen.models.layers.resnet_gan import (
@@ -28,6 +30,7 @@ from hfgen.models.layers.resnet_gan import (
     DownBlock,
     SelfAttention,
     UpBlock,
+    attention_at,
     conv,
     init_orthogonal,
 )
@@ -118,21 +121,15 @@ class BigGANGenerator(ModelMixin, ConfigMixin):
         self.base, n = stages(sample_size)
         widths = stage_widths(channels, n + 1)
         sizes = [self.base * 2**i for i in range(n + 1)]
-        check_attention(attention_size, sizes)
         if latent_dim < n + 1:
             raise ValueError(f"latent_dim {latent_dim}: at least {n + 1}, one for each split")
         chunk = latent_dim // (n + 1)
         self.splits = [latent_dim - n * chunk, *[chunk] * n]
-        self.class_embedding = None
-        if num_class_embeds is not None:
-            self.class_embedding = nn.Embedding(num_class_embeds, class_dim)
+        self.class_embedding = label_embedding(num_class_embeds, class_dim)
         condition = chunk + (0 if num_class_embeds is None else class_dim)
         self.project = SNLinear(self.splits[0], widths[0] * self.base**2)
         self.blocks = nn.ModuleList(UpBlock(a, b, condition, True) for a, b in pairwise(widths))
-        self.attention = nn.ModuleList(
-            SelfAttention(width) if size == attention_size else nn.Identity()
-            for width, size in zip(widths, sizes, strict=True)
-        )
+        self.attention = attention_at(widths, sizes, attention_size)
         self.norm = ConditionalBatchNorm(widths[-1], None)
         self.to_image = conv(widths[-1], required("out_channels", out_channels), 3, True)
         init_orthogonal(self)
@@ -184,12 +181,9 @@ class BigGANDeepGenerator(ModelMixin, ConfigMixin):
         self.base, n = stages(sample_size)
         widths = stage_widths(channels, n + 1)
         sizes = [self.base * 2**i for i in range(n + 1)]
-        check_attention(attention_size, sizes[1:])
         if any(b > a for a, b in pairwise(widths)):
             raise ValueError(f"channels {widths}: must not grow, since a skip drops channels")
-        self.class_embedding = None
-        if num_class_embeds is not None:
-            self.class_embedding = nn.Embedding(num_class_embeds, class_dim)
+        self.class_embedding = label_embedding(num_class_embeds, class_dim)
         condition = latent_dim + (0 if num_class_embeds is None else class_dim)
         self.project = SNLinear(condition, widths[0] * self.base**2)
         self.blocks = nn.ModuleList(
@@ -197,10 +191,7 @@ class BigGANDeepGenerator(ModelMixin, ConfigMixin):
             for a, b in pairwise(widths)
             for after, up in ((a, False), (b, True))
         )
-        self.attention = nn.ModuleList(
-            SelfAttention(width) if size == attention_size else nn.Identity()
-            for width, size in zip(widths[1:], sizes[1:], strict=True)
-        )
+        self.attention = attention_at(widths[1:], sizes[1:], attention_size)
         self.norm = ConditionalBatchNorm(widths[-1], None)
         self.to_image = conv(widths[-1], required("out_channels", out_channels), 3, True)
         init_orthogonal(self)
@@ -214,9 +205,7 @@ class BigGANDeepGenerator(ModelMixin, ConfigMixin):
 
     def forward(self, z: Tensor, class_labels: Tensor | None = None) -> GeneratorOutput:
         """Images [B, C, H, W] in [-1, 1] from z [B, latent_dim] ~ N(0, 1) and labels [B] int64."""
-        check_labels(class_labels, self.config["num_class_embeds"])
-        if self.class_embedding is not None:
-            z = torch.cat([z, embed_labels(self.class_embedding, class_labels)], dim=1)
+        z = with_label(z, self.class_embedding, class_labels)
         x = self.project(z).unflatten(1, (-1, self.base, self.base))
         pairs = zip(self.blocks[::2], self.blocks[1::2], self.attention, strict=True)
         for first, second, attention in pairs:

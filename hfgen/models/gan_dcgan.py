@@ -13,14 +13,14 @@ from hfgen.models.layers.gan import (
     ClassHead,
     DiscriminatorOutput,
     GeneratorOutput,
-    check_labels,
     code_latents,
-    embed_labels,
     init_he,
     init_normal,
+    label_embedding,
     normalization,
     required,
     stages,
+    with_label,
 )
 
 
@@ -75,9 +75,7 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
         out_channels = required("out_channels", out_channels)
         base, n = stages(sample_size)
         widths = _widths(required("channels", channels), n)[::-1]
-        self.class_embedding = None
-        if num_class_embeds is not None:
-            self.class_embedding = nn.Embedding(num_class_embeds, latent_dim)
+        self.class_embedding = label_embedding(num_class_embeds, latent_dim)
         inputs = latent_dim * (1 if num_class_embeds is None else 2)
         self.project = nn.Sequential(
             nn.Linear(inputs, widths[0] * base**2, bias=norm == "none"),
@@ -99,10 +97,8 @@ class DCGANGenerator(ModelMixin, ConfigMixin):
 
     def forward(self, z: Tensor, class_labels: Tensor | None = None) -> GeneratorOutput:
         """Images [B, C, H, W] in [-1, 1] from z [B, latent_dim] ~ N(0, 1) and labels [B] int64."""
-        check_labels(class_labels, self.config["num_class_embeds"])
         z = code_latents(z, self.config["categorical_codes"])
-        if self.class_embedding is not None:
-            z = torch.cat([z, embed_labels(self.class_embedding, class_labels)], dim=1)
+        z = with_label(z, self.class_embedding, class_labels)
         return GeneratorOutput(sample=torch.tanh(self.blocks(self.project(z))))
 
 

@@ -18,13 +18,13 @@ from hfgen.models.layers.gan import (
     ClassHead,
     DiscriminatorOutput,
     GeneratorOutput,
-    check_labels,
-    embed_labels,
     init_he,
+    label_embedding,
     normalization,
     required,
     stage_widths,
     stages,
+    with_label,
 )
 from hfgen.models.layers.resample import conv_upsampled
 
@@ -93,9 +93,7 @@ class LightweightGenerator(ModelMixin, ConfigMixin):
         self.base, n = stages(sample_size)
         widths = stage_widths(channels, n + 1)
         required("excitation", excitation)
-        self.class_embedding = None
-        if num_class_embeds is not None:
-            self.class_embedding = nn.Embedding(num_class_embeds, latent_dim)
+        self.class_embedding = label_embedding(num_class_embeds, latent_dim)
         inputs = latent_dim * (1 if num_class_embeds is None else 2)
         self.project = nn.Linear(inputs, 2 * widths[0] * self.base**2, bias=norm == "none")
         self.first_norm = normalization(norm, 2 * widths[0])
@@ -114,9 +112,7 @@ class LightweightGenerator(ModelMixin, ConfigMixin):
 
     def forward(self, z: Tensor, class_labels: Tensor | None = None) -> GeneratorOutput:
         """Images [B, C, H, W] in [-1, 1] from z [B, latent_dim] ~ N(0, 1) and labels [B] int64."""
-        check_labels(class_labels, self.config["num_class_embeds"])
-        if self.class_embedding is not None:
-            z = torch.cat([z, embed_labels(self.class_embedding, class_labels)], dim=1)
+        z = with_label(z, self.class_embedding, class_labels)
         x = self.project(z).unflatten(1, (-1, self.base, self.base))
         maps = [F.glu(self.first_norm(x), dim=1)]
         finer = len(self.blocks) + 1 - len(self.gates)

@@ -16,10 +16,11 @@ from hfgen.models.layers.gan import (
     DiscriminatorOutput,
     GeneratorOutput,
     check_labels,
-    embed_labels,
+    label_embedding,
     required,
     stage_widths,
     stages,
+    with_label,
 )
 from hfgen.models.layers.resample import downsample, upsample
 
@@ -126,10 +127,9 @@ class R3GANGenerator(ModelMixin, ConfigMixin):
         base, n = stages(sample_size)
         widths = _widths(channels, n + 1, group_width)
         depth = num_layers * len(widths)
-        self.class_embedding = None
-        if num_class_embeds is not None:
-            self.class_embedding = nn.Embedding(num_class_embeds, latent_dim)
-            nn.init.normal_(self.class_embedding.weight, 0.0, 1 / math.sqrt(num_class_embeds))
+        self.class_embedding = label_embedding(num_class_embeds, latent_dim)
+        if self.class_embedding is not None:
+            nn.init.normal_(self.class_embedding.weight, 0.0, 1 / math.sqrt(num_class_embeds or 1))
         inputs = latent_dim * (1 if num_class_embeds is None else 2)
         self.basis = nn.Parameter(torch.randn(widths[0], base, base))
         self.project = nn.Linear(inputs, widths[0], bias=False)
@@ -151,9 +151,7 @@ class R3GANGenerator(ModelMixin, ConfigMixin):
         """Images [B, C, H, W], nominally in [-1, 1], from z [B, latent_dim] ~ N(0, 1) and labels
         [B].
         """
-        check_labels(class_labels, self.config["num_class_embeds"])
-        if self.class_embedding is not None:
-            z = torch.cat([z, embed_labels(self.class_embedding, class_labels)], dim=1)
+        z = with_label(z, self.class_embedding, class_labels)
         x = self.stages[0](self.basis * self.project(z)[:, :, None, None])
         for transition, stage in zip(self.transitions, self.stages[1:], strict=True):
             x = stage(upsample(transition(x)))

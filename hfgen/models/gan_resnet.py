@@ -30,6 +30,7 @@ from hfgen.models.layers.resnet_gan import (
     DownBlock,
     SelfAttention,
     UpBlock,
+    attention_at,
     conv,
     init_xavier,
 )
@@ -69,17 +70,13 @@ class ResNetGenerator(ModelMixin, ConfigMixin):
         base, n = stages(sample_size)
         widths = stage_widths(channels, n + 1)
         sizes = [base * 2**i for i in range(n + 1)]
-        check_attention(attention_size, sizes)
         linear = SNLinear if spectral_norm else nn.Linear
         self.project = linear(latent_dim, widths[0] * base**2)
         self.base = base
         self.blocks = nn.ModuleList(
             UpBlock(a, b, num_class_embeds, spectral_norm) for a, b in pairwise(widths)
         )
-        self.attention = nn.ModuleList(
-            SelfAttention(width) if size == attention_size else nn.Identity()
-            for width, size in zip(widths, sizes, strict=True)
-        )
+        self.attention = attention_at(widths, sizes, attention_size)
         self.norm = ConditionalBatchNorm(widths[-1], None)
         self.to_image = conv(widths[-1], required("out_channels", out_channels), 3, spectral_norm)
         init_xavier(self)

@@ -25,6 +25,7 @@ from hfgen.models.layers.gan import (
     GeneratorOutput,
     check_labels,
     embed_labels,
+    label_embedding,
     required,
     stage_widths,
     stages,
@@ -39,9 +40,7 @@ class Mapping(nn.Module):
 
     def __init__(self, latent_dim: int, width: int, num_layers: int, num_class_embeds: int | None):
         super().__init__()
-        self.class_embedding = None
-        if num_class_embeds is not None:
-            self.class_embedding = nn.Embedding(num_class_embeds, width)
+        self.class_embedding = label_embedding(num_class_embeds, width)
         inputs = latent_dim + (0 if num_class_embeds is None else width)
         sizes = [inputs, *[width] * num_layers]
         self.layers = nn.ModuleList(EqualLinear(a, b, rate=0.01) for a, b in pairwise(sizes))
@@ -204,9 +203,7 @@ class StyleGAN2Discriminator(ModelMixin, ConfigMixin):
         self.conv = EqualConv2d(last + (group_size > 1), last, 3)
         self.linear = EqualLinear(last * base**2, last)
         self.head = EqualLinear(last, 1 if num_class_embeds is None else last)
-        self.class_embedding = None
-        if num_class_embeds is not None:
-            self.class_embedding = nn.Embedding(num_class_embeds, last)
+        self.class_embedding = label_embedding(num_class_embeds, last)
 
     def forward(self, sample: Tensor, class_labels: Tensor | None = None) -> DiscriminatorOutput:
         """Logits [B] for images [B, C, H, W] in [-1, 1] and labels [B] int64."""

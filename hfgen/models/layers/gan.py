@@ -235,6 +235,21 @@ def embed_labels(embedding: nn.Embedding, class_labels: Tensor | None) -> Tensor
     return embedding(class_labels)
 
 
+def label_embedding(num_class_embeds: int | None, size: int) -> nn.Embedding | None:
+    """A learned vector for each class; None without classes."""
+    return None if num_class_embeds is None else nn.Embedding(num_class_embeds, size)
+
+
+def with_label(z: Tensor, embedding: nn.Embedding | None, class_labels: Tensor | None) -> Tensor:
+    """z [B, D] with the label's vector beside it (Mirza & Osindero 2014), or as it is without
+    classes; ValueError for labels too many or missing.
+    """
+    check_labels(class_labels, None if embedding is None else embedding.num_embeddings)
+    if embedding is None:
+        return z
+    return torch.cat([z, embed_labels(embedding, class_labels)], dim=1)
+
+
 def class_weights(class_labels: Tensor, num_class_embeds: int, like: Tensor) -> Tensor:
     """Labels [B] int64 as one-hot rows; weights [B, classes] float as they are."""
     if not class_labels.is_floating_point():

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hfgen.models.layers.gan import check_attention
 from hfgen.models.layers.resample import conv_pooled, conv_upsampled
 from hfgen.models.layers.spectral_norm import SNConv2d, SNLinear, effective_weight
 
@@ -110,6 +111,17 @@ class SelfAttention(nn.Module):
         value = F.max_pool2d(self.value(x), 2).flatten(2)  # [B, C / 2, HW / 4]
         weights = (query @ key).softmax(-1)
         return x + self.gamma * self.out((value @ weights.mT).unflatten(2, x.shape[2:]))
+
+
+def attention_at(widths: list[int], sizes: list[int], attention_size: int | None) -> nn.ModuleList:
+    """Self-attention for the feature map of that side, nothing for the others; ValueError where
+    there is no such map.
+    """
+    check_attention(attention_size, sizes)
+    return nn.ModuleList(
+        SelfAttention(width) if size == attention_size else nn.Identity()
+        for width, size in zip(widths, sizes, strict=True)
+    )
 
 
 @torch.no_grad()
