@@ -198,6 +198,8 @@ def allowed(pipeline: Any, validation: Any) -> list[str]:
 
 def denoiser_metrics(pipeline: Any, classes: int | None) -> tuple[str, ...]:
     """What a denoiser of pixels allows: its features, and likelihood where it has a density."""
+    if "unet" not in pipeline.components:
+        return ()
     try:
         denoiser(pipeline, None)
     except HfgenError:
