@@ -4,6 +4,7 @@ denoising-diffusion-pytorch's Trainer: the same network, data, batch and precisi
     python benchmarks/diffusion.py speed      # images per CPU-second, fp32
     python benchmarks/diffusion.py memory     # peak resident memory, a process each
     python benchmarks/diffusion.py precision  # the pixel transformer: fp32, bf16, bf16 compiled
+    python benchmarks/diffusion.py precision_memory
     python benchmarks/diffusion.py quality    # FD after the same CPU time on MNIST
 
 Each part is written into docs/benchmarks/diffusion.json. CPU-seconds of one thread, rounds
@@ -343,18 +344,18 @@ def transformer(precision: str, pixels: Tensor) -> Steps:
     return ours(Diffusion(), models, pixels, 64, **PRECISIONS[precision])
 
 
+def precision_memory(options: argparse.Namespace) -> dict[str, Any]:
+    """The same of each of ``PRECISIONS``."""
+    return {"peak_mebibytes": {name: _peak(name) for name in PRECISIONS}}
+
+
 def precision(options: argparse.Namespace) -> dict[str, Any]:
-    """Images per CPU-second and peak memory of each of ``PRECISIONS``."""
+    """Images per CPU-second of each of ``PRECISIONS``."""
     pixels = emoji()
     sides = {name: transformer(name, pixels) for name in PRECISIONS}
     found = race(sides, 64, options.steps, options.rounds)
     ratios = {name: round(found[name] / found["fp32 eager"], 2) for name in sides}
-    return {
-        "images_per_cpu_second": found,
-        "over_fp32_eager": ratios,
-        "peak_mebibytes": {name: _peak(name) for name in PRECISIONS},
-        "amx": _amx(),
-    }
+    return {"images_per_cpu_second": found, "over_fp32_eager": ratios, "amx": _amx()}
 
 
 def _amx() -> bool:
@@ -445,7 +446,14 @@ def _uint8(images: Tensor) -> Tensor:
     return images.clamp(0, 1).mul(255).round().to(torch.uint8).cpu()
 
 
-PARTS = {"speed": speed, "memory": memory, "precision": precision, "quality": quality, "one": one}
+PARTS = {
+    "speed": speed,
+    "memory": memory,
+    "precision": precision,
+    "precision_memory": precision_memory,
+    "quality": quality,
+    "one": one,
+}
 
 
 def main() -> None:

@@ -279,11 +279,28 @@ def build_component(role: str, value: Any, follow: Mapping[str, Any] | None = No
         ):
             options[name] = size
     try:
-        return cls(**options)
+        model = cls(**options)
     except (ValueError, TypeError, AssertionError, IndexError) as error:
         raise HfgenError(
             f"{where}: {cls.__name__} cannot be built: {' '.join(str(error).split())}"
         ) from None
+    _check_depth(where, model)
+    return model
+
+
+def _check_depth(where: str, model: Any) -> None:
+    """A UNet2DModel joins what it has halved with what it has doubled again: sides must agree."""
+    size = model.config.get("sample_size")
+    if not isinstance(model, diffusers.UNet2DModel) or not isinstance(size, int):
+        return
+    halvings = len(model.config["down_block_types"]) - 1
+    if size % 2**halvings:
+        fits = 2**halvings * max(round(size / 2**halvings), 1)
+        raise HfgenError(
+            f"{where}: {len(model.config['down_block_types'])} down_block_types halve images "
+            f"{halvings} times, but {size} is not a multiple of {2**halvings}; set data.resolution "
+            f"to {fits}, or take fewer blocks"
+        )
 
 
 def _check_arguments(

@@ -10,7 +10,9 @@ import pytest
 from PIL import Image
 
 import hfgen
+from hfgen.build import build_component
 from hfgen.data import load
+from hfgen.errors import HfgenError
 
 UNET = {
     "type": "UNet2DModel",
@@ -80,3 +82,12 @@ def test_grey_images_stay_grey(tmp_path):
     pipeline.set_progress_bar_config(disable=True)
     array = pipeline(batch_size=1, num_inference_steps=2, output_type="np").images
     assert array.shape == (1, 16, 16, 1)
+
+
+def test_images_that_a_unet_cannot_halve_are_one_line():
+    """28 = 4 * 7 allows two halvings; diffusers itself fails in the middle of a step."""
+    unet = {"type": "UNet2DModel", "block_out_channels": [8] * 4, "norm_num_groups": 4}
+    blocks = {"down_block_types": ["DownBlock2D"] * 4, "up_block_types": ["UpBlock2D"] * 4}
+    with pytest.raises(HfgenError, match="28 is not a multiple of 8; set data.resolution to 32"):
+        build_component("unet", {**unet, **blocks}, {"sample_size": 28})
+    assert build_component("unet", {**unet, **blocks}, {"sample_size": 32}) is not None
