@@ -88,6 +88,15 @@ def check_repo_id(repo_id: str) -> str:
     return repo_id
 
 
+def check_token(repo_id: str, token: str | None) -> None:
+    """HfgenError where there is no token, or the Hub refuses it: asked before work is done that
+    would be for nothing.
+    """
+    api = HfApi(token=token)
+    with hub_errors(repo_id, api):
+        Retry()(api.whoami)
+
+
 def meant_id(path_or_id: object) -> str:
     """The Hub id that is meant by something that is no folder here; HfgenError where it is a file,
     a path, or no id.

@@ -53,11 +53,14 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_push(options: argparse.Namespace, _: list[str]) -> int:
     """Push, and print where it is; 0."""
-    from hfgen.hub.client import check_repo_id
+    from hfgen.hub.client import check_repo_id, check_token
+    from hfgen.hub.folder import collect
     from hfgen.hub.pictures import refresh_pictures
     from hfgen.hub.push import push
 
     check_repo_id(options.repo_id)
+    collect(options.folder)
+    check_token(options.repo_id, options.token)
     refresh_pictures(Path(options.folder))
     given = vars(options)
     names = ("private", "create_pr", "revision", "message", "token", "checkpoint")

@@ -198,6 +198,6 @@ def _one_line(source: str) -> Iterator[None]:
     try:
         with hub_errors(source):
             yield
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
         text = " ".join(str(error).split())
         raise HfgenError(text if text.startswith(source) else f"{source}: {text}") from error

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from diffusers.utils import logging
 from PIL import Image
 
 from hfgen import recipe as recipes
@@ -55,7 +57,8 @@ def draw_missing(run: Path, *, seed: int = 0) -> list[Path]:
     present = {path.stem for path in drawn}
     if expected_pictures(folder) <= present:
         return []
-    pipeline, recipe = load(run), _recipe(run)
+    with _no_progress_bars():
+        pipeline, recipe = load(run), _recipe(run)
     return draw_pictures(
         pipeline,
         run / "samples",
@@ -65,6 +68,18 @@ def draw_missing(run: Path, *, seed: int = 0) -> list[Path]:
         keep=present,
         call=sample_call(pipeline, recipe) if recipe else None,
     )
+
+
+@contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """Nobody asked for a pipeline to be loaded, so nothing is said of it."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def expected_pictures(folder: Path) -> set[str]:

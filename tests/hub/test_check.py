@@ -168,6 +168,16 @@ def test_a_folder_that_is_missing_is_called_so(hub, client, source, said):
     assert hub.log == []
 
 
+def test_trusted_code_that_imports_something_missing_is_one_line(client, own_model, tmp_path):
+    folder = shutil.copytree(own_model, tmp_path / "lacking")
+    append(next((folder / "vae").glob("*.py")), "\nimport no_such_module\n")
+    code = """
+    from hfgen.hub.trust import load_asking
+    load_asking(folder, trust_remote_code=True)
+    """
+    assert "no_such_module" in client.fails(code, folder=str(folder))
+
+
 def test_ours_needs_no_trust(client, vae):
     code = """
     from hfgen.hub.trust import load_asking

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 import yaml
 
@@ -137,15 +139,25 @@ def test_the_page_answers_here_too(client, gan_folder):
     """`hfgen demo` serves; a request to its API draws."""
     code = """
     import contextlib, io, urllib.request
-    from hfgen.hub.space import build_page, demo
+    from hfgen.errors import HfgenError
+    from hfgen.hub.space import demo
     with contextlib.redirect_stdout(io.StringIO()):
-        address = demo(folder, block=False)
+        address = demo(folder, port=port, block=False)
     page = urllib.request.urlopen(address).read().decode()
+    try:
+        demo(folder, port=port, block=False)
+    except HfgenError as error:
+        said = str(error)
     import gradio
     gradio.close_all()
-    result = "tiny-gan" in page
+    result = ["tiny-gan" in page, address, said]
     """
-    assert client.run(code, folder=str(gan_folder)) is True
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shown, address, said = client.run(code, folder=str(gan_folder), port=port)
+    assert shown and address == f"http://127.0.0.1:{port}/"
+    assert f"--port {port}" in said and "\n" not in said  # which is taken now
 
 
 def test_a_demo_of_nothing_is_one_line(client, tmp_path):
