@@ -309,6 +309,11 @@ def _check_arguments(
     valid = [name for name in parameters if name not in ("self", "kwargs", "args")]
     hints = typing.get_type_hints(cls.__init__)
     for name, value in options.items():
+        if name == "posterior" and name not in valid:
+            raise HfgenError(
+                f"{where}.posterior: {cls.__name__} has one of its own; flows and the like need "
+                "the flat latent of MLPVAE or ConvVAE"
+            )
         if name not in valid:
             raise HfgenError(one_of_key(f"{where}.{name}", name, valid))
         if name in hints and value is not None and not _fits(hints[name], value, {}):

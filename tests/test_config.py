@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfgen import recipe as recipes
+from hfgen.build import build_component
 from hfgen.config import merge, nest, parse_overrides, parse_yaml, to_yaml
 from hfgen.errors import HfgenError
 
@@ -54,6 +55,12 @@ def test_a_mistake_is_one_line(settings_, said):
         recipes.load("mnist-vae", settings_)
     assert said in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "LadderVAE"])
+def test_a_flow_needs_a_flat_latent(kind):
+    with pytest.raises(HfgenError, match=f"{kind} has one of its own; flows .* need the flat"):
+        build_component("vae", {"type": kind, "posterior": {"type": "iaf"}})
 
 
 def test_an_unknown_recipe_names_the_near_one():

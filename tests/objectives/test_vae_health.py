@@ -40,24 +40,50 @@ def test_a_healthy_vae_is_left_alone():
     assert symptoms(terms, LATER) == {}
 
 
-def test_a_collapsing_run_says_so_once(tmp_path, capsys):
-    """A weight of 1000 on the KL makes any VAE ignore its latents."""
+SMALL_RUN = {
+    "training.total_images": 12_800,
+    "training.sample_every": 0,
+    "logging.logging_steps": 10,
+    "data.max_images": 512,
+}
+COLLAPSING = {"objective.beta": 1000.0, "model.vae.hidden_size": 16}
+EXPLODING = {
+    "objective.beta": 0.0,
+    "model.vae.hidden_size": 16,
+    "model.vae.latent_dim": 200,
+    "optimizer.learning_rate": 1.0,
+}
+DYING = {
+    "model.vae.block_out_channels": [4, 4],
+    "model.vae.quantizer.num_embeddings": 512,
+    "model.vae.quantizer.kmeans_start": False,
+    "model.vae.quantizer.restart_below": 0.0,
+    "model.prior": {"num_embeddings": 512, "hidden_size": 4, "num_layers": 1},
+    "objective.learn_prior": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "spoiled", "trouble", "advice"),
+    [
+        ("mnist-vae", COLLAPSING, "posterior collapse", "objective.kl_warmup_images"),
+        ("mnist-vae", EXPLODING, "exploding KL", "a lower optimizer.learning_rate"),
+        ("mnist-vq-vae", DYING, "dead codes", "kmeans_start"),
+    ],
+    ids=["collapse", "explosion", "dead codes"],
+)
+def test_a_run_in_trouble_says_so_once(recipe, spoiled, trouble, advice, tmp_path, capsys):
+    """A weight of 1000 on the KL makes any VAE ignore its latents; without one it runs away at a
+    high learning rate; codes that start at random and are never moved die.
+    """
     hfgen.train(
-        "mnist-vae",
-        **{
-            "objective.beta": 1000.0,
-            "model.vae.hidden_size": 16,
-            "training.total_batch_size": 256,
-            "training.total_images": 25_600,
-            "training.sample_every": 0,
-            "logging.logging_steps": 20,
-            "data.max_images": 512,
-            "output_dir": str(tmp_path / "run"),
-        },
+        recipe,
+        **SMALL_RUN,
+        **{**spoiled, "training.total_batch_size": 256, "output_dir": str(tmp_path / "run")},
     )
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("warning:")]
-    assert len(said) == 1 and "posterior collapse at step" in said[0]
-    assert "objective.kl_warmup_images" in said[0]
+    said = [line for line in said if f"{trouble} at step" in line]
+    assert len(said) == 1 and advice in said[0]
 
 
 def test_code_usage_by_hand():
