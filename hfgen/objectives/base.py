@@ -91,6 +91,15 @@ class Objective(ABC):
         """
         return {}
 
+    def check(self, models: Mapping[str, object], rows: int, compiled: bool) -> None:
+        """HfgenError where these models cannot be trained so; called before a run begins.
+
+        Args:
+            rows: of a micro-batch.
+            compiled: whether the models run under torch.compile.
+        """
+        return None
+
     def symptoms(self, terms: Mapping[str, float], clock: Clock) -> dict[str, str]:
         """What logged means say is going wrong: name of the trouble -> one line with what to try.
 

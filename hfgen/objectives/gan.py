@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -123,6 +124,22 @@ class GAN(Objective):
             *([self.augmentation] if self.augmentation else []),
         ]
         return {role: module for owner in owners for role, module in owner.modules().items()}
+
+    def check(self, models: Mapping[str, object], rows: int, compiled: bool) -> None:
+        twice = [name for name, r in self.all_regularizers.items() if r.differentiates]
+        if compiled and twice:
+            raise HfgenError(
+                f"training.compile: torch.compile has no second derivative, which "
+                f"{', '.join(twice)} needs; set it to false, or take these penalties away"
+            )
+        discriminator: Any = models[DISCRIMINATOR]
+        group = discriminator.config.get("group_size") or 1
+        if rows % group:
+            raise HfgenError(
+                f"training.total_batch_size: micro-batches of {rows} image(s), but the minibatch "
+                f"standard deviation of model.discriminator takes groups of {group}; valid: "
+                f"multiples of {group}, or model.discriminator.group_size: 1"
+            )
 
     def symptoms(self, terms: Mapping[str, float], clock: Clock) -> dict[str, str]:
         return symptoms(terms, clock, self.adversarial_loss)

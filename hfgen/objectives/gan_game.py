@@ -120,8 +120,8 @@ class Game:
         return self.discriminator(images, self.labels("discriminator"))
 
     def labels(self, role: str) -> Tensor | None:
-        """Labels for a conditional model (HfgenError without any), None for an unconditional
-        one.
+        """Labels for a conditional model (HfgenError without any, or for one that it does not
+        know), None for an unconditional one.
         """
         classes = self.models[role].config["num_class_embeds"]  # type: ignore[index]
         if classes is None:
@@ -130,7 +130,14 @@ class Game:
             raise HfgenError(
                 f"model.{role}.num_class_embeds: is {classes}, but the data has no labels"
             )
-        return self.batch["labels"]
+        labels = self.batch["labels"]
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or high >= classes:
+            raise HfgenError(
+                f"model.{role}.num_class_embeds: is {classes}, but the data has labels from {low} "
+                f"to {high}; leave it out, and data.class_conditional: true sets it"
+            )
+        return labels
 
     def _verdict(self, name: str) -> Any:
         if name not in self._verdicts:

@@ -30,12 +30,16 @@ class Regularizer(ABC):
 
     Args:
         every: run on each n-th step.
+
+    ``couples_rows``: the penalty of a row depends on others; ``differentiates``: it is a function
+    of a gradient, so that training takes a second derivative.
     """
 
     every: int = 1
     sides: ClassVar[tuple[str, ...]] = (DISCRIMINATOR,)
     leaves: ClassVar[frozenset[str]] = frozenset()
     couples_rows: ClassVar[bool] = False
+    differentiates: ClassVar[bool] = False
 
     @abstractmethod
     def __call__(self, game: Game) -> Tensor:
@@ -95,6 +99,7 @@ class ZeroCentred(Regularizer):
     gamma: float | None = None
     decay: float = 1.0
     decay_images: int | None = None
+    differentiates: ClassVar[bool] = True
 
     def scale(self, clock: Clock, pixels: int) -> float:
         gamma = self.gamma
@@ -150,6 +155,7 @@ class GradientPenalty(Weighted):
     weight: float = 10.0
     at: Literal["between", "around"] = "between"
     one_sided: bool = False
+    differentiates: ClassVar[bool] = True
 
     def __call__(self, game: Game) -> Tensor:
         x = self._points(game).requires_grad_(True)
@@ -332,11 +338,17 @@ class PathLength(Weighted):
     every: int = 4
     decay: float = 0.99
     sides: ClassVar[tuple[str, ...]] = (GENERATOR,)
+    differentiates: ClassVar[bool] = True
 
     def modules(self) -> dict[str, nn.Module]:
         return {"path_length": StepAverage(1, self.decay)}
 
     def __call__(self, game: Game) -> Tensor:
+        if not callable(getattr(game.generator, "synthesize", None)):
+            raise HfgenError(
+                f"objective.regularizers: path_length needs a generator with styles, as "
+                f"StyleGAN2Generator; {type(game.generator).__name__} has none"
+            )
         w = game.generator.map(game.z, game.labels("generator"))
         images = game.generator.synthesize(w).sample
         noise = game.rng.randn("path", images.shape).to(images) / math.sqrt(images[0, 0].numel())
@@ -458,8 +470,9 @@ class MutualInformation(Weighted):
         codes = game.fake_verdict.codes
         k = game.generator.config["categorical_codes"]
         if codes is None or codes.shape[1] != k + self.continuous:
-            raise ValueError(
-                f"mutual_information needs a discriminator with num_codes: {k + self.continuous}"
+            raise HfgenError(
+                f"objective.regularizers: mutual_information needs a discriminator with num_codes: "
+                f"{k + self.continuous}"
             )
         loss = codes.new_zeros(len(codes))
         if k:
@@ -481,7 +494,10 @@ class Reconstruction(Weighted):
     def __call__(self, game: Game) -> Tensor:
         maps = game.real_verdict.maps
         if maps is None:
-            raise ValueError("reconstruction needs a discriminator with a decoder, as lightweight")
+            raise HfgenError(
+                "objective.regularizers: reconstruction needs a discriminator with a decoder, as "
+                "LightweightDiscriminator"
+            )
         target = F.avg_pool2d(game.view("real").detach(), 2)
         return (game.discriminator.reconstruct(maps) - target).square().flatten(1).mean(1)
 

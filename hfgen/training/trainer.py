@@ -108,6 +108,7 @@ class Trainer:
         self._recipe = recipe
         self._hooks = hooks
         self._rows_per_process, self._rows = self._split(training)
+        objective.check(models, self._rows, training.compile)
         self.now = Progression()
         self._meter = Meter()
         self._speed = _Speed()

@@ -302,14 +302,14 @@ def test_mutual_information():
         expected = -codes[:, :3].log_softmax(1)[range(4), target]
         expected = expected + 0.2 * 0.5 * (codes[:, 3] - play.z[:, 3]).square()
         torch.testing.assert_close(regularizer(play), expected)
-    with pytest.raises(ValueError, match="num_codes: 3"):
+    with pytest.raises(HfgenError, match="num_codes: 3"):
         reg.MutualInformation()(game("discriminator", roles=roles))
 
 
 def test_reconstruction_is_the_error_of_the_decoder_at_half_the_side():
     torch.manual_seed(0)
     roles = models()
-    with pytest.raises(ValueError, match="needs a discriminator with a decoder"):
+    with pytest.raises(HfgenError, match="needs a discriminator with a decoder"):
         reg.Reconstruction()(game("discriminator", roles=roles))
     roles["discriminator"] = LightweightDiscriminator(8, 1, 8, norm="group").double()
     play = game("discriminator", roles=roles)
