@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
+from scipy.linalg import blas
 
 from hfgen.errors import HfgenError
 from hfgen.evaluation.arrays import Array, as_features
@@ -30,7 +30,7 @@ class Moments:
         """Moments of features [N, D], N >= 1."""
         x = as_features(features, "features", at_least=1).cpu().numpy()
         mean = x.mean(axis=0, dtype=np.float64)
-        return cls(len(x), mean, gram(x - mean))
+        return cls(len(x), mean, scatter(x, mean))
 
     def merge(self, other: Moments) -> Moments:
         """Moments of the union (Chan, Golub & LeVeque 1979, equations 2.1)."""
@@ -52,12 +52,14 @@ class Moments:
         return self.scatter / (self.count - 1)
 
 
-def gram(x: np.ndarray, block: int = 256) -> np.ndarray:
-    """x'x [D, D] of float64 rows [N, D]; only the lower triangle is multiplied, block by block."""
-    rows = torch.from_numpy(x)
-    width = rows.shape[1]
-    product = torch.zeros(width, width, dtype=torch.float64)
-    for j in range(0, width, block):
-        product[j:, j : j + block] = rows[:, j:].T @ rows[:, j : j + block]
-    lower = product.tril_(-1) + torch.diag(rows.square().sum(0))
-    return (lower + product.T).numpy()
+def scatter(x: np.ndarray, mean: np.ndarray, block: int = 1024) -> np.ndarray:
+    """Sum of outer products of the rows [N, D] less ``mean``, [D, D] float64.
+
+    A symmetric product of half the operations; rows are centred while they are in the cache.
+    """
+    lower = np.zeros((mean.size, mean.size), order="F")
+    for start in range(0, len(x), block):
+        rows = x[start : start + block] - mean
+        lower = blas.dsyrk(1.0, rows.T, beta=1.0, c=lower, lower=1, overwrite_c=True)
+    lower += np.tril(lower, -1).T
+    return lower

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor
+from scipy.linalg import lapack
 
 from hfgen.errors import HfgenError
 from hfgen.evaluation.arrays import Array, Estimate, as_double, as_features
@@ -103,19 +103,24 @@ def _trace_sqrt(x: _Gaussian, y: _Gaussian) -> float:
         return float(torch.linalg.svdvals(torch.from_numpy(x.rows @ y.rows.T)).sum())
     if y.rows is not None:
         x, y = y, x
-    factor = torch.from_numpy(x.rows) if x.rows is not None else _factor(x.covariance)
-    values = torch.linalg.eigvalsh(factor @ torch.from_numpy(y.covariance) @ factor.T)
+    if x.rows is not None:
+        product = x.rows @ y.covariance @ x.rows.T
+    else:
+        product = _congruence(x.covariance, y.covariance)
+    values = torch.linalg.eigvalsh(torch.from_numpy(product))
     return float(values.clamp(min=0).sqrt().sum())
 
 
-def _factor(covariance: np.ndarray) -> Tensor:
-    """F with F'F = covariance: Cholesky, or eigenvectors where the covariance is singular."""
-    matrix = torch.from_numpy(covariance)
-    lower, failed = torch.linalg.cholesky_ex(matrix)
+def _congruence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """F b F' with F'F = a, its lower triangle: F by Cholesky's method, or from eigenvectors where
+    ``a`` is singular.
+    """
+    factor, failed = lapack.dpotrf(a, lower=1)
     if not failed:
-        return lower.T
-    values, vectors = torch.linalg.eigh(matrix)
-    return values.clamp(min=0).sqrt()[:, None] * vectors.T
+        return lapack.dsygst(b, factor, itype=2, lower=1)[0]
+    values, vectors = torch.linalg.eigh(torch.from_numpy(a))
+    root = (values.clamp(min=0).sqrt()[:, None] * vectors.T).numpy()
+    return root @ b @ root.T
 
 
 def _transport_energies(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

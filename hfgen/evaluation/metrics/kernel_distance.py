@@ -1,14 +1,15 @@
 """Kernel distance (KID; Binkowski et al. 2018, section 4): unbiased MMD^2, k = (x'y / D + 1)^3.
 
 The kernel sums are taken over blocks; a symmetric one costs half. Each scalar product is split
-into a centred part, multiplied in the features' own precision, and a float64 rest, so that float32
-features lose nothing that the difference of three large means would show.
+into a centred part, multiplied in the features' own precision or in 16-bit fixed point, and a rest
+from float64, so that float32 features lose nothing that the difference of three large means would
+show.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,11 +17,13 @@ import torch
 from torch import Tensor
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.arrays import Array, Estimate, as_pair
+from hfgen.evaluation.arrays import Array, Estimate, as_pair, slices
+from hfgen.evaluation.metrics.fixed_point import LARGEST, FixedPoint, has_byte_units
 
-ROWS, COLUMNS = 512, 4096
-"""Of one block of the kernel. Few rows, since a symmetric one is computed from its diagonal on;
-never more than columns."""
+BLOCK = 2048
+COARSEST = 1e-7
+"""Largest share of the mean squared length that fixed point may lose: a noise of 1e-5 of a scalar
+product, of mean zero over the pairs."""
 
 
 def kernel_distance(a: Array, b: Array) -> Estimate:
@@ -30,7 +33,7 @@ def kernel_distance(a: Array, b: Array) -> Estimate:
         a, b: features [N, D] and [M, D], at least 3 each. The value may be slightly negative.
     """
     x, y = as_pair(a, b, ("first set", "second set"), at_least=3)
-    sums = _row_sums(x, y)
+    sums = _row_sums(*_centred(x, y))
     return Estimate(sums.mmd2(), math.sqrt(sums.jackknife_variance()))
 
 
@@ -52,11 +55,11 @@ def kernel_distance_subsets(
             f"{min(len(x), len(y))}"
         )
     draw = np.random.RandomState(seed)  # the generator that fixes the convention
-    values = []
+    values, (a_rows, b_rows) = [], _centred(x, y)
     for _ in range(subsets):
-        rows_x = draw.choice(len(x), subset_size, replace=False)
-        rows_y = draw.choice(len(y), subset_size, replace=False)
-        values.append(_row_sums(x[rows_x], y[rows_y]).mmd2())
+        rows_a = draw.choice(len(x), subset_size, replace=False)
+        rows_b = draw.choice(len(y), subset_size, replace=False)
+        values.append(_row_sums(a_rows.take(rows_a), b_rows.take(rows_b)).mmd2())
     return Estimate(float(np.mean(values)), float(np.std(values) / math.sqrt(subsets)))
 
 
@@ -88,64 +91,110 @@ def _leave_one_out_variance(within: Tensor, across: Tensor, others: int) -> floa
     return float((n - 1) / n * (left - left.mean()).square().sum())
 
 
-def _row_sums(x: Tensor, y: Tensor) -> _Sums:
-    centre = (x.double().mean(0) + y.double().mean(0)) / 2
-    kernel = _CubicKernel(centre)
-    px, py = kernel.prepare(x), kernel.prepare(y)
-    xy, yx = _sums_between(px, py)
-    return _Sums(_sums_within(px), _sums_within(py), xy, yx)
-
-
 @dataclass(frozen=True)
-class _CubicKernel:
-    centre: Tensor
+class _Rows:
+    """Features x of which x'y / D + 1 is factor * (copy of x)'(copy of y) + rest of x + rest of y.
 
-    def prepare(self, x: Tensor) -> Tensor:
-        """[N, D + 2]: centred rows over sqrt(D), then c'x / D with half of the constant 1 + c'c /
-        D, and a one: so that one product gives the whole of x'y / D + 1.
-        """
-        centred = x.double() - self.centre
-        d = x.shape[1]
-        rows = torch.empty(len(x), d + 2, dtype=x.dtype, device=x.device)
-        rows[:, :d] = centred / math.sqrt(d)
-        rows[:, d] = centred @ self.centre / d + (1 + self.centre.square().sum() / d) / 2
-        rows[:, d + 1] = 1
-        return rows
+    Attributes:
+        copy: centred, [N, D].
+        rest: c'(x - c) / D + (1 + c'c / D) / 2 with the centre c, [N].
+    """
+
+    copy: Tensor | FixedPoint
+    rest: Tensor
+    factor: float
+
+    def take(self, rows: np.ndarray) -> _Rows:
+        """These rows."""
+        index = torch.from_numpy(rows).to(self.rest.device)
+        return _Rows(self.copy[index], self.rest[index], self.factor)
+
+    def rest_with(self, other: _Rows) -> Tensor:
+        """``rest``, with what products with the copy of ``other`` leave out."""
+        if not isinstance(self.copy, FixedPoint):
+            return self.rest
+        assert isinstance(other.copy, FixedPoint)
+        return self.rest + (self.factor * self.copy.low_products(other.copy)).float()
+
+    def products(self, i: slice, other: _Rows, j: slice, rest: Tensor) -> Tensor:
+        """factor * (copy of x)'(copy of y) of rows ``i`` and ``j``, plus ``rest`` [J]: [I, J]."""
+        if isinstance(self.copy, FixedPoint):
+            assert isinstance(other.copy, FixedPoint)
+            return self.copy.products(i, other.copy, j, self.factor).add_(rest)
+        assert isinstance(other.copy, Tensor)
+        return torch.addmm(rest, self.copy[i], other.copy[j].T, alpha=self.factor)
 
 
-def _sums_within(x: Tensor) -> Tensor:
+def _centred(x: Tensor, y: Tensor) -> tuple[_Rows, _Rows]:
+    """Both sets with one centre."""
+    centre = ((_mean(x) + _mean(y)) / 2).to(x.dtype)
+    found = _fixed(x, y, centre) if x.dtype == torch.float32 and has_byte_units(x) else None
+    return found or _rows(x, y, (x - centre, y - centre), centre, 1.0)
+
+
+def _mean(x: Tensor) -> Tensor:
+    return x.sum(0, dtype=torch.float64) / len(x)
+
+
+def _fixed(x: Tensor, y: Tensor, centre: Tensor) -> tuple[_Rows, _Rows] | None:
+    """The sets in fixed point; None where outliers leave too few steps for the others."""
+    ends = [end - centre for v in (x, y) for end in (v.amax(0), v.amin(0))]
+    largest = max(float(end.abs().amax()) for end in ends)
+    scale = (LARGEST - 128) / largest if largest > 0 else 1.0
+    # a whole number of high bytes: so that rectified features, often 0, then have no low byte
+    # there, whose products would not average out
+    centre = (centre * (scale / 256)).round() * (256 / scale)
+    copies = FixedPoint.of(x, centre, scale), FixedPoint.of(y, centre, scale)
+    if any(copy.error**2 > COARSEST * float(copy.squares.mean()) for copy in copies):
+        return None
+    return _rows(x, y, copies, centre, scale**-2)
+
+
+def _rows(
+    x: Tensor, y: Tensor, copies: Sequence[Tensor | FixedPoint], centre: Tensor, factor: float
+) -> tuple[_Rows, _Rows]:
+    c, width = centre.double(), x.shape[1]
+    constant = float(c.square().sum())
+    found = []
+    for features, copy in zip((x, y), copies, strict=True):
+        along = torch.cat([part.double() @ c for part in features.split(BLOCK)])
+        rest = ((along - constant) + (width + constant) / 2) / width
+        found.append(_Rows(copy, rest.to(x.dtype), factor / width))
+    return found[0], found[1]
+
+
+def _row_sums(x: _Rows, y: _Rows) -> _Sums:
+    xy, yx = _sums_between(x, y)
+    return _Sums(_sums_within(x), _sums_within(y), xy, yx)
+
+
+def _sums_within(x: _Rows) -> Tensor:
     """Row sums of the kernel of x with itself, without the diagonal."""
-    total = torch.zeros(len(x), dtype=torch.float64, device=x.device)
+    total = torch.zeros(len(x.rest), dtype=torch.float64, device=x.rest.device)
     for i, j, kernel in _blocks(x, x, upper=True):
-        if i.start == j.start:
+        if i == j:
             kernel.fill_diagonal_(0)
+        else:
+            total[j] += kernel.sum(0).double()
         total[i] += kernel.sum(1).double()
-        beyond = slice(max(i.stop, j.start), j.stop)  # the rest is in the block of these rows
-        total[beyond] += kernel[:, beyond.start - j.start :].sum(0).double()
     return total
 
 
-def _sums_between(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    rows = torch.zeros(len(x), dtype=torch.float64, device=x.device)
-    columns = torch.zeros(len(y), dtype=torch.float64, device=x.device)
+def _sums_between(x: _Rows, y: _Rows) -> tuple[Tensor, Tensor]:
+    rows, columns = (
+        torch.zeros(len(v.rest), dtype=torch.float64, device=v.rest.device) for v in (x, y)
+    )
     for i, j, kernel in _blocks(x, y):
         rows[i] += kernel.sum(1).double()
         columns[j] += kernel.sum(0).double()
     return rows, columns
 
 
-def _blocks(x: Tensor, y: Tensor, *, upper: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Row slices, and (x'y / D + 1)^3 of these rows; with ``upper``, only j >= i. A block is
-    overwritten by the next one.
-    """
-    base, cube = (torch.empty(ROWS * COLUMNS, dtype=x.dtype, device=x.device) for _ in range(2))
-    for start in range(0, len(x), ROWS):
-        i = slice(start, min(start + ROWS, len(x)))
-        left = x[i].clone()
-        left[:, -2], left[:, -1] = 1, x[i, -2]
-        for first in range(start if upper else 0, len(y), COLUMNS):
-            j = slice(first, min(first + COLUMNS, len(y)))
-            shape = (i.stop - i.start, j.stop - j.start)
-            k, product = (v[: shape[0] * shape[1]].view(shape) for v in (cube, base))
-            torch.mm(left, y[j].T, out=product)
-            yield i, j, torch.mul(product, product, out=k).mul_(product)
+def _blocks(x: _Rows, y: _Rows, *, upper: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Row slices and (x'y / D + 1)^3 of these rows; with ``upper``, only j >= i."""
+    left, right = x.rest_with(y), y.rest_with(x)
+    for i in slices(len(left), BLOCK):
+        for j in slices(len(right), BLOCK):
+            if not upper or j.start >= i.start:
+                base = x.products(i, y, j, right[j]).add_(left[i, None])
+                yield i, j, base.pow_(3)  # by two products, in one pass
