@@ -22,11 +22,11 @@ def train_tokenizer(
     Raises:
         HfgenError: an unknown type, too small a vocabulary or length.
     """
-    if type not in _TRAINED:
-        raise one_of("model.tokenizer.type", type, list(_TRAINED))
+    if type not in TRAINED:
+        raise one_of("model.tokenizer.type", type, list(TRAINED))
     if max_length < 3:
         raise HfgenError(f"model.tokenizer.max_length: must be at least 3, got {max_length}")
-    tokenizer = _TRAINED[type](texts, vocab_size)
+    tokenizer = TRAINED[type](texts, vocab_size)
     tokenizer.model_max_length = max_length
     return tokenizer
 
@@ -79,4 +79,5 @@ def _train_words(texts: list[str], vocab_size: int) -> Any:
     return PreTrainedTokenizerFast(tokenizer_object=words, **special)
 
 
-_TRAINED = {"CLIPTokenizer": _train_bpe, "PreTrainedTokenizerFast": _train_words}
+TRAINED = {"CLIPTokenizer": _train_bpe, "PreTrainedTokenizerFast": _train_words}
+"""Classes of transformers whose tokenizers are trained here."""

@@ -20,6 +20,7 @@ from typing import Any
 
 import coverage_metrics
 from coverage_hub import hub_lines
+from coverage_text import text_lines
 
 from hfgen import recipe as recipes
 from hfgen.objectives.gan import GAN
@@ -217,7 +218,7 @@ def coverage(results: Mapping[str, Any]) -> str:
             *header("name", "recipe", "test", "picture", "measured"),
         ]
         blocks += [row.line() for row in mine] + [""]
-    return "\n".join([*blocks, *hub_lines()])
+    return "\n".join([*blocks, *text_lines(), *hub_lines()])
 
 
 def all_rows(results: Mapping[str, Any]) -> Iterator[Row]:

@@ -11,6 +11,7 @@ the test split alone) or ``new`` (a combination of words that no caption of eith
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,9 @@ COLUMNS = {
 PROMPTS = (
     *("green heart", "grinning face", "japan flag", "clock face nine oclock"),
     *("pink heart", "large red circle", "large blue square", "woman: red hair"),
-    *("clock face four oclock", "purple book", "blue apple", "large green diamond"),
-    *("green circle", "orange cat face", "blue heart with smiling face"),
+    *("purple book", "blue apple", "large green diamond", "orange cat face"),
 )
-SAMPLES = 8
+SAMPLES = 6
 
 
 def main() -> None:
@@ -53,24 +53,26 @@ def main() -> None:
     )
     parser.add_argument("--draw", nargs="*", default=[], help="recipes with a finished run")
     parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--data", help="where the recipe's images lie, if elsewhere here")
     options = parser.parse_args()
     for name in options.draw:
-        print(sheet(options.runs / name, name))
+        print(sheet(options.runs / name, name, options.data))
     PAGE.write_text(filled(PAGE.read_text()))
 
 
-def sheet(run: Path, name: str) -> Path:
-    """Eight samples of each prompt, with the guidance of the run's recipe."""
+def sheet(run: Path, name: str, path: str | None = None) -> Path:
+    """Six samples of each prompt, with the guidance of the run's recipe."""
     recipe = recipes.decode(recipes.read(run / "recipe.yaml"))
-    splits = [load_source(recipe.data, split=split) for split in ("train", "validation")]
+    data = replace(recipe.data, path=path or recipe.data.path)
+    splits = [load_source(data, split=split) for split in ("train", "validation")]
     train, test = ({*source.captions(range(len(source)))} for source in splits)
     repeated = [text for text in PROMPTS for _ in range(SAMPLES)]
     call = sample_call(pipeline_class(recipe.pipeline), recipe)
     images = draw(load(run), len(repeated), prompt=repeated, **call)
-    path = DOCS / "images" / f"{name}-prompts.png"
+    picture = DOCS / "images" / f"{name}-prompts.png"
     labels = [f"{text} ({kind(text, train, test)})" for text in PROMPTS]
-    prompt_sheet(images, labels).save(path)
-    return path
+    prompt_sheet(images, labels).save(picture)
+    return picture
 
 
 def kind(prompt: str, train: set[str], test: set[str]) -> str:

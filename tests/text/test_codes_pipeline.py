@@ -140,6 +140,14 @@ def test_a_row_does_not_depend_on_the_others():
     assert torch.equal(both[1:], alone)
 
 
+def test_several_images_of_each_prompt():
+    pipeline = tiny.codes_pipeline()
+    options = {"num_images_per_prompt": 2, "generator": generators(4)}
+    drawn = draw(pipeline, prompt=["red heart", "green circle"], **options)
+    repeated = ["red heart"] * 2 + ["green circle"] * 2
+    assert torch.equal(drawn, draw(pipeline, prompt=repeated, generator=generators(4)))
+
+
 def test_filters_against_their_definition():
     p = torch.tensor([[0.5, 0.3, 0.15, 0.05]], dtype=torch.float64)
     kept = {

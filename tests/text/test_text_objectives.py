@@ -14,8 +14,10 @@ import torch.nn.functional as F
 
 from hfgen.errors import HfgenError
 from hfgen.models.layers.vq import build_quantizer
+from hfgen.models.prior_codes import CodePrior
 from hfgen.objectives.base import Clock
 from hfgen.objectives.contrastive import Contrastive
+from hfgen.objectives.diffusion_weightings import UniformWeight
 from hfgen.objectives.discrete_vae import DiscreteVAE, kl_to_uniform
 from hfgen.objectives.image_codes import ImageCodes, drop_captions
 from hfgen.objectives.text_diffusion import TextDiffusion
@@ -123,6 +125,47 @@ def test_the_bound_at_beta_one():
         DiscreteVAE().loss("vae", {"vae": tiny.codes()}, batch, Rng(0), CLOCK)
 
 
+def test_beta_rises_over_its_ramp():
+    vae = tiny.codes({"type": "gumbel", "num_embeddings": 12, "dim": 4}).train()
+    models, batch = {"vae": vae}, {"images": torch.rand(4, 3, 16, 16) * 2 - 1}
+    clock = Clock(1, 25, 100, 4)  # a quarter of a ramp of 100 images
+    objective = DiscreteVAE(beta=2.0, beta_ramp_images=100, temperature=1.0, final_temperature=1.0)
+    logs = objective.loss("vae", models, batch, Rng(0), clock)[1]
+    expected = logs["reconstruction"] + 2.0 * 0.25 * logs["kl"]
+    torch.testing.assert_close(logs["loss"], expected, rtol=1e-5, atol=1e-3)
+
+
+def test_the_discrete_vaes_prior_learns_its_codes_in_a_phase_of_its_own():
+    vae = tiny.codes({"type": "gumbel", "num_embeddings": 12, "dim": 4}).train()
+    prior = CodePrior(latent_shape=(4, 4, 4), num_embeddings=12, hidden_size=16, num_layers=1)
+    objective, batch = DiscreteVAE(learn_prior=True), {"images": torch.rand(4, 3, 16, 16) * 2 - 1}
+    assert [(phase.name, phase.trains) for phase in objective.phases] == [
+        ("vae", ("vae",)),
+        ("prior", ("prior",)),
+    ]
+    models = {"vae": vae, "prior": prior}
+    loss, _ = objective.loss("prior", models, batch, Rng(0), CLOCK)
+    loss.backward()
+    with torch.no_grad():
+        codes = vae.quantize(vae.encode_map(batch["images"])).indices
+        torch.testing.assert_close(loss.detach(), -prior.log_prob_indices(codes, None).mean())
+    assert all(p.grad is None for p in vae.parameters())
+    assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in prior.parameters())
+
+
+def test_label_smoothing_spreads_a_share_over_all_codes():
+    model = tiny.spread(tiny.transformer(tiny.codes()))
+    codes = torch.randint(12, (4, 4, 4, 1))
+    models, batch = {"transformer": model}, {"images": codes}
+    loss, logs = ImageCodes(label_smoothing=0.3).loss("prior", models, batch, Rng(0), CLOCK)
+    flat = codes.flatten(1)
+    with torch.no_grad():
+        log_p = torch.log_softmax(model(flat[:, :-1]), dim=-1)
+    own, even = -log_p.gather(2, flat.unsqueeze(2)).mean(), -log_p.mean()
+    torch.testing.assert_close(loss.detach(), 0.7 * own + 0.3 * even)
+    torch.testing.assert_close(logs["nats_per_code"].mean(), own)
+
+
 def test_image_codes_is_the_mean_negative_log_likelihood():
     book = tiny.codes()
     model = tiny.spread(tiny.transformer(book, text_vocab_size=64, text_length=8))
@@ -146,6 +189,21 @@ def test_dropped_captions_are_a_share_and_split_invariant():
     half = {"text": batch["text"][32:], "null_text": batch["null_text"]}
     assert torch.equal(drop_captions(half, "text", Rng(0, start=32), 0.25), dropped[32:])
     assert drop_captions(batch, "text", Rng(0), 0.0) is batch["text"]
+
+
+class Double(UniformWeight):
+    def weight(self, *given):
+        return 2 * super().weight(*given)
+
+
+def test_text_diffusion_weighs_the_error():
+    batch = {"images": torch.randn(4, 4, 4, 4), "text": torch.randn(4, 8, 16)}
+    batch["null_text"] = torch.zeros(8, 16)
+    models = {"unet": tiny.unet(16), "scheduler": tiny.scheduler()}
+    plain, _ = TextDiffusion().loss("denoise", models, batch, Rng(0), CLOCK)
+    double, logs = TextDiffusion(weighting=Double()).loss("denoise", models, batch, Rng(0), CLOCK)
+    torch.testing.assert_close(double, 2 * plain)
+    torch.testing.assert_close(logs["mse"].mean(), plain.detach())
 
 
 def test_text_diffusion_reads_the_text():

@@ -146,6 +146,20 @@ def test_bad_input(case):
     assert "\n" not in str(error.value)
 
 
+def test_several_images_of_each_prompt():
+    tokenizer = tiny.words()
+    own = TextToImagePipeline(tiny.bert(tokenizer), tokenizer, tiny.unet(16), tiny.scheduler())
+    own.set_progress_bar_config(disable=True)
+    options = {
+        "num_inference_steps": 2,
+        "output_type": "latent",
+        "latents": torch.randn(4, 4, 4, 4),
+    }
+    each = own(["red heart", "green circle"], num_images_per_prompt=2, **options).images
+    repeated = ["red heart"] * 2 + ["green circle"] * 2
+    torch.testing.assert_close(each, own(repeated, **options).images)
+
+
 def test_a_denoiser_for_another_text_encoder(bert):
     tokenizer = load_tokenizer(bert)
     tokenizer.model_max_length = 8

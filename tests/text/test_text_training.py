@@ -14,6 +14,7 @@ from PIL import Image
 import hfgen
 from hfgen import recipe as recipes
 from hfgen.cli import main
+from hfgen.data import DataConfig, load_source
 from hfgen.errors import HfgenError
 from hfgen.latents import training_source
 from hfgen.pipelines._autoencoder import encode_images
@@ -241,6 +242,17 @@ def test_images_without_captions_are_counted(pictures, tmp_path):
     with pytest.raises(HfgenError, match="all 4 images .* are without captions"):
         training_source(changed)
     assert recipe.data.caption_column is None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_captions_from_metadata_csv(pictures, tmp_path):
+    """The reader of datasets leaves the file to the garbage collector, which warns."""
+    for file in pictures.glob("*.png"):
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    rows = [f"{i}.png,{caption}" for i, caption in enumerate(COLORS)]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,prompt", *rows]))
+    source = load_source(DataConfig(path=str(tmp_path), validation_split="train"))
+    assert source.captions(range(4)) == list(COLORS)
 
 
 def test_a_tokenizer_of_another_encoder(root, pictures, clip, tmp_path):
