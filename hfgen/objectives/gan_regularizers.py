@@ -167,7 +167,7 @@ class GradientPenalty(Weighted):
         real = game.real.detach()
         if self.at == "between":
             mix = game.rng.rand("gp", (len(real), 1, 1, 1)).to(real)
-            return torch.lerp(real, game.fake.detach(), mix)
+            return torch.lerp(real, game.fake.detach().to(real), mix)
         spread = real.flatten(1).std(1)[:, None, None, None]
         return real + 0.5 * spread * game.rng.rand("gp", real.shape).to(real)
 

@@ -25,6 +25,11 @@ TINY = {
     "objective.augmentation.target": "-2.0",  # below every sign: p rises whatever the logits are
     "objective.regularizers": "[{type: path_length, every: 2}, {type: lecam}]",
     "optimizer.lr_scheduler": "cosine",
+    "optimizer.lr_final_ratio": "0.25",
+    "optimizer.adam_beta2": "0.9",
+    "optimizer.final_adam_beta2": "0.99",
+    "ema.rampup_ratio": "null",
+    "ema.ramp_images": "24",
 }
 
 

@@ -58,6 +58,25 @@ def test_zero_centred(cls, leaf):
     torch.testing.assert_close(cls()(play), expected)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("cls", [reg.R1, reg.R2, reg.GradientPenalty])
+def test_second_derivatives_in_mixed_precision(cls, dtype):
+    """Penalty and its gradient under autocast against float64, within the rounding of the type."""
+    found = []
+    for precise in (True, False):
+        roles = models() if precise else {k: m.float() for k, m in models().items()}
+        play = game("discriminator", cls.leaves, rows=8, roles=roles)
+        play.batch = {k: v if precise else v.float() for k, v in play.batch.items()}
+        with torch.autocast("cpu", dtype, enabled=not precise):
+            penalty = cls()(play).mean()
+        penalty.backward()
+        gradients = [p.grad for p in roles["discriminator"].parameters() if p.grad is not None]
+        found.append((penalty.double(), torch.cat([g.double().flatten() for g in gradients])))
+    (penalty, gradient), (rough, rough_gradient) = found
+    assert abs(rough - penalty) < 0.05 * penalty
+    assert (rough_gradient - gradient).norm() < 0.1 * gradient.norm()
+
+
 @pytest.mark.parametrize("cls", [reg.R1, reg.R2])
 def test_zero_centred_weight(cls):
     clock = Clock(step=5, images_seen=40, total_images=80, total_batch_size=16)
