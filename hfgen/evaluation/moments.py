@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.linalg import blas
+from scipy.linalg import get_blas_funcs
 
 from hfgen.errors import HfgenError
 from hfgen.evaluation.arrays import Array, as_features
@@ -57,9 +57,10 @@ def scatter(x: np.ndarray, mean: np.ndarray, block: int = 1024) -> np.ndarray:
 
     A symmetric product of half the operations; rows are centred while they are in the cache.
     """
+    (syrk,) = get_blas_funcs(("syrk",), dtype=np.float64)
     lower = np.zeros((mean.size, mean.size), order="F")
     for start in range(0, len(x), block):
         rows = x[start : start + block] - mean
-        lower = blas.dsyrk(1.0, rows.T, beta=1.0, c=lower, lower=1, overwrite_c=True)
+        lower = syrk(1.0, rows.T, beta=1.0, c=lower, lower=1, overwrite_c=True)
     lower += np.tril(lower, -1).T
     return lower

@@ -12,7 +12,7 @@ import math
 
 import numpy as np
 import torch
-from scipy.linalg import lapack
+from scipy.linalg import get_lapack_funcs
 
 from hfgen.errors import HfgenError
 from hfgen.evaluation.arrays import Array, Estimate, as_double, as_features
@@ -115,9 +115,10 @@ def _congruence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """F b F' with F'F = a, its lower triangle: F by Cholesky's method, or from eigenvectors where
     ``a`` is singular.
     """
-    factor, failed = lapack.dpotrf(a, lower=1)
+    potrf, sygst = get_lapack_funcs(("potrf", "sygst"), dtype=np.float64)
+    factor, failed = potrf(a, lower=1)
     if not failed:
-        return lapack.dsygst(b, factor, itype=2, lower=1)[0]
+        return sygst(b, factor, itype=2, lower=1)[0]
     values, vectors = torch.linalg.eigh(torch.from_numpy(a))
     root = (values.clamp(min=0).sqrt()[:, None] * vectors.T).numpy()
     return root @ b @ root.T

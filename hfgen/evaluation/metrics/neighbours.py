@@ -221,7 +221,8 @@ def _below(bounds: Tensor, limits: Tensor, *, strict: bool = False) -> tuple[Ten
     """Row and column of the entries of a block that are at most (below) their limits."""
     if bounds.is_cuda:
         mask = bounds < limits if strict else bounds <= limits
-        return torch.nonzero(mask, as_tuple=True)
+        rows, columns = torch.nonzero(mask, as_tuple=True)
+        return rows, columns
     # on the CPU, numpy finds few among many ten times as fast
     compare = np.less if strict else np.less_equal
     found = np.flatnonzero(compare(bounds.numpy(), limits.numpy()))
