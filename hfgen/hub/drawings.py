@@ -79,7 +79,9 @@ def denoising(
     """
     if "num_inference_steps" not in inspect.signature(pipeline.__call__).parameters:
         return None
-    given = {"prompt": [prompts[row % len(prompts)] for row in range(rows)]} if prompts else {}
+    given: dict[str, Any] = {}
+    if prompts:
+        given["prompt"] = [prompts[row % len(prompts)] for row in range(rows)]
     if num_classes(pipeline):
         given["class_labels"] = list(range(rows))
     generators = [torch.Generator().manual_seed(seed + row) for row in range(rows)]

@@ -82,7 +82,10 @@ def test_refusals(hub, client, repo, token, options, text):
         (403, "may not write there (403)"),
         (404, "refused with status 404"),
         (409, "changed by somebody else"),
+        (408, "keeps answering 408"),
         (429, "keeps answering 429"),
+        (502, "keeps answering 502"),
+        (504, "keeps answering 504"),
         (500, "keeps answering 500"),
     ],
 )

@@ -20,18 +20,19 @@ def controls(pipeline):
     scheduler = getattr(pipeline, "scheduler", None)
     most = min(getattr(scheduler, "config", {}).get("num_train_timesteps", 1000), 250)
     classes = getattr(pipeline, "num_classes", None)
+    guided = takes_text(pipeline) or (classes and scheduler is not None)
+    usual = getattr(accepted.get("guidance_scale"), "default", 1.0)
     known = {
-        "truncation_psi": lambda _: gr.Slider(0.05, 1.0, 1.0, step=0.05, label="Truncation"),
-        "temperature": lambda _: gr.Slider(0.0, 1.5, 1.0, step=0.05, label="Temperature"),
-        "num_inference_steps": lambda _: gr.Slider(1, most, min(25, most), step=1, label="Steps"),
+        "truncation_psi": lambda: gr.Slider(0.05, 1.0, 1.0, step=0.05, label="Truncation"),
+        "temperature": lambda: gr.Slider(0.0, 1.5, 1.0, step=0.05, label="Temperature"),
+        "num_inference_steps": lambda: gr.Slider(1, most, min(25, most), step=1, label="Steps"),
+        "guidance_scale": lambda: gr.Slider(1.0, 12.0, usual, step=0.5, label="Guidance"),
+        "prompt": lambda: gr.Textbox("a picture", label="Prompt"),
     }
-    if takes_text(pipeline) or (classes and scheduler is not None):
-        known["guidance_scale"] = lambda usual: gr.Slider(
-            1.0, 12.0, usual, step=0.5, label="Guidance"
-        )
-    if takes_text(pipeline):
-        known["prompt"] = lambda _: gr.Textbox("a picture", label="Prompt")
-    made = {name: make(accepted[name].default) for name, make in known.items() if name in accepted}
+    wanted = {"guidance_scale": guided, "prompt": takes_text(pipeline)}
+    made: dict = {
+        name: make() for name, make in known.items() if name in accepted and wanted.get(name, True)
+    }
     if classes and "class_labels" in accepted:
         choices = [("one after the other", -1), *((str(i), i) for i in range(classes))]
         made["class_labels"] = gr.Dropdown(choices, value=-1, label="Class")
