@@ -33,6 +33,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from hfgen.data import BatchStream, DataConfig, TensorSource, load_source
@@ -188,6 +189,7 @@ def our_round(name: str, images: Tensor, batch: int, folder: str) -> Round:
     steps = len(images) // batch
     vae, objective = our_model(name)
     precision = "bf16" if name.endswith("bf16") else "no"
+    AcceleratorState._reset_state()  # the precision of the round before
     accelerator = Accelerator(cpu=True, mixed_precision=precision)
     trainer = Trainer(
         accelerator=accelerator,
