@@ -68,6 +68,9 @@ MODELS: dict[str, str] = {
     "StyleGAN2Generator": "hfgen.models.gan_stylegan2:StyleGAN2Generator",
     "StyleGAN2Discriminator": "hfgen.models.gan_stylegan2:StyleGAN2Discriminator",
     "PixelTransformer": "hfgen.models.transformer_pixel:PixelTransformer",
+    "MagnitudePreservingTransformer": (
+        "hfgen.models.transformer_magnitude:MagnitudePreservingTransformer"
+    ),
     "FeatureAligner": "hfgen.models.feature_aligner:FeatureAligner",
     "CodeTransformer": "hfgen.models.transformer_codes:CodeTransformer",
     "EDMHeunScheduler": "hfgen.models.scheduler_edm_heun:EDMHeunScheduler",

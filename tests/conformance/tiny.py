@@ -407,6 +407,20 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
             inputs=labelled(3, 8, 8),
         ),
     ],
+    "MagnitudePreservingTransformer": [
+        TinyModel(
+            options={
+                "sample_size": 8,
+                "in_channels": 1,
+                "out_channels": 1,
+                "hidden_dim": 16,
+                "num_layers": 2,
+                "num_attention_heads": 2,
+                "num_class_embeds": 4,
+            },
+            inputs=noisy(1, 8, 8, classes=4),
+        ),
+    ],
     "FeatureAligner": [
         TinyModel(
             options={
