@@ -378,7 +378,8 @@ def _reference(
     if isinstance(data, Source):
         return SourceImages(data, settings.reference_images, settings.seed), heldout
     config = DataConfig(path=data) if isinstance(data, str) else data
-    config = config or data_config(recipe_data(model), "recipe.yaml")
+    origin = f"{model}/recipe.yaml" if isinstance(model, str | Path) else "a recipe"
+    config = config or data_config(recipe_data(model), origin)
     source = load_source(config, settings.reference_split)
     validation = load_source(config, "validation")
     return SourceImages(source, settings.reference_images, settings.seed), validation
@@ -398,7 +399,8 @@ def data_config(section: Mapping[str, Any], origin: str) -> DataConfig:
     """A ``DataConfig`` of a ``data`` section; HfgenError when it is empty or has unknown keys."""
     if not section:
         raise HfgenError(
-            "data: which images to compare with? name a data set (data.path) or a reference folder"
+            f"data: which images to compare with? nothing in {origin}; name a data set (data.path) "
+            "or a reference folder"
         )
     known = [entry.name for entry in fields(DataConfig)]
     for name in section:

@@ -134,8 +134,8 @@ def test_collapse_and_noise_are_told_apart():
 @pytest.mark.parametrize(
     ("real", "fake", "k", "says"),
     [
-        (3, 20, 3, "k: 3 neighbours asked of the others in a set of 2 samples"),
-        (20, 3, 3, "k: 3 neighbours asked of the others in a set of 2 samples"),
+        (3, 20, 3, "k: 3 neighbours asked, but there are 2 other samples"),
+        (20, 3, 3, "k: 3 neighbours asked, but there are 2 other samples"),
         (20, 20, 0, "k: 0 neighbours"),
         (20, 1, 3, "fake: 1 samples, but at least 2"),
     ],

@@ -44,7 +44,7 @@ class Neighbours:
 
 def nearest(queries: Tensor, reference: Tensor, k: int = 1) -> Neighbours:
     """The ``k`` nearest rows of ``reference`` [M, D] for each row of ``queries`` [N, D]."""
-    _check_k(k, len(reference), "a reference set")
+    _check_k(k, len(reference), "samples")
     a, b = Points.pair(queries, reference)
     best = _Best.empty(len(queries), min(k + SPARE, len(reference)), queries.device)
     for i, j, bounds in _blocks(a, b):
@@ -66,7 +66,7 @@ def radii(points: Points, k: int) -> Tensor:
 
 def _best_others(points: Points, k: int) -> _Best:
     count = len(points.original)
-    _check_k(k, count - 1, "the others in a set")
+    _check_k(k, count - 1, "other samples")
     best = _Best.empty(count, min(k + SPARE, count - 1), points.original.device)
     for i, j, bounds in _blocks(points, points, upper=True):
         if i.start == j.start:
@@ -322,4 +322,4 @@ def _distances(a: Tensor, b: Tensor, i: Tensor, j: Tensor) -> Tensor:
 
 def _check_k(k: int, available: int, what: str) -> None:
     if not 1 <= k <= available:
-        raise HfgenError(f"k: {k} neighbours asked of {what} of {available} samples")
+        raise HfgenError(f"k: {k} neighbours asked, but there are {available} {what}")
