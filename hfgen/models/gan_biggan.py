@@ -106,6 +106,9 @@ class BigGANGenerator(ModelMixin, ConfigMixin):
             size that never occurs.
     """
 
+    # these layers are used by their weights, where the hooks of layerwise casting are not called
+    _skip_layerwise_casting_patterns = ["conv1", "conv2"]
+
     @register_to_config
     def __init__(
         self,
@@ -165,6 +168,9 @@ class BigGANDeepGenerator(ModelMixin, ConfigMixin):
     Args:
         as ``BigGANGenerator``; widths must not grow towards the largest resolution.
     """
+
+    # these layers are used by their weights, where the hooks of layerwise casting are not called
+    _skip_layerwise_casting_patterns = ["convs"]
 
     @register_to_config
     def __init__(
@@ -233,6 +239,9 @@ class BigGANDiscriminator(ModelMixin, ConfigMixin):
         ValueError: a size that cannot be made, a missing argument, an attention size that never
             occurs.
     """
+
+    # these layers are used by their weights, where the hooks of layerwise casting are not called
+    _skip_layerwise_casting_patterns = ["conv1", "conv2", "convs"]
 
     @register_to_config
     def __init__(

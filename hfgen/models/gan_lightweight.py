@@ -78,6 +78,9 @@ class LightweightGenerator(ModelMixin, ConfigMixin):
         ValueError: a size that cannot be made, a missing argument.
     """
 
+    # these layers are used by their weights, where the hooks of layerwise casting are not called
+    _skip_layerwise_casting_patterns = ["conv"]
+
     @register_to_config
     def __init__(
         self,

@@ -55,6 +55,9 @@ class ResNetGenerator(ModelMixin, ConfigMixin):
             occurs.
     """
 
+    # these layers are used by their weights, where the hooks of layerwise casting are not called
+    _skip_layerwise_casting_patterns = ["conv1", "conv2"]
+
     @register_to_config
     def __init__(
         self,
@@ -116,6 +119,9 @@ class ResNetDiscriminator(ModelMixin, ConfigMixin):
         ValueError: a size that cannot be made, a missing argument, an attention size that never
             occurs.
     """
+
+    # these layers are used by their weights, where the hooks of layerwise casting are not called
+    _skip_layerwise_casting_patterns = ["conv1", "conv2"]
 
     @register_to_config
     def __init__(

@@ -26,6 +26,9 @@ class CodePrior(ModelMixin, ConfigMixin, AutoregressiveCodes):
         num_class_embeds: number of classes.
     """
 
+    # these layers are used by their weights, where the hooks of layerwise casting are not called
+    _skip_layerwise_casting_patterns = ["layers"]
+
     @register_to_config
     def __init__(
         self,
