@@ -27,7 +27,10 @@ from hfgen.errors import HfgenError
 Result = TypeVar("Result")
 
 PASSING_STATUS = (408, 429, 500, 502, 503, 504)
-LOST_CONNECTION = (httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError)
+LOST_CONNECTION = (
+    *(httpx2.TimeoutException, httpx2.NetworkError, httpx2.RemoteProtocolError),
+    ConnectionError,  # hf_xet's, for a lost connection and for any status alike
+)
 
 
 class HubUnavailable(HfgenError):
@@ -66,7 +69,7 @@ def is_passing(error: BaseException) -> bool:
         return error.response.status_code in PASSING_STATUS
     if isinstance(error, RuntimeError) and error.__cause__ is not None:  # of an upload thread
         return is_passing(error.__cause__)
-    return isinstance(error, LOST_CONNECTION)
+    return isinstance(error, LOST_CONNECTION) and "HTTP status client error" not in str(error)
 
 
 def _asked_wait(error: BaseException) -> float:

@@ -240,6 +240,19 @@ def test_no_network(client, run_folder):
     assert "no connection to http://127.0.0.1:9" in text
 
 
+def test_refused_by_the_chunk_store_is_one_line(hub, run_folder, tmp_path):
+    """`hf_xet` raises Python's own ConnectionError, its status in words: not tried again."""
+    environment = {**client_environment(hub.url, tmp_path), "HF_TOKEN": "hf_user"}
+    environment["HF_HUB_DISABLE_XET"] = "0"
+    words = ["-m", "hfgen", "push", str(run_folder), "user/chunks"]
+    done = subprocess.run(
+        [sys.executable, *words], env=environment, cwd=tmp_path, capture_output=True, text=True
+    )
+    said = [line for line in done.stderr.splitlines() if line.startswith("hfgen: error:")]
+    assert done.returncode == 2 and len(said) == 1 and "404" in said[0]
+    assert "Traceback" not in done.stderr
+
+
 def test_nothing_is_sent_when_the_folder_is_wrong(hub, client, run_folder, tmp_path):
     pipeline = run_folder / "pipeline"
     cases = {
