@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from hfgen.models.layers.conditioning import one_hot_labels
 from hfgen.models.layers.conv import DownBlock, UpBlock, group_norm
-from hfgen.models.layers.posterior import Deterministic, VAEOutput
-from hfgen.models.layers.vq import Quantized, build_quantizer
+from hfgen.models.layers.vq import build_quantizer
+from hfgen.models.layers.vq_autoencoder import QuantizedAutoencoder
 
 
-class VQVAE(ModelMixin, ConfigMixin):
+class VQVAE(QuantizedAutoencoder, ModelMixin, ConfigMixin):
     """Residual encoder, quantiser, residual decoder (van den Oord et al. 2017).
 
     The latent map has the image's size halved once per entry of ``block_out_channels``.
@@ -80,41 +77,13 @@ class VQVAE(ModelMixin, ConfigMixin):
         """Shape of one latent map."""
         return (self.codebook.dim, self.size, self.size)
 
-    def _run(self, block: nn.Module, h: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, h)  # type: ignore[misc]
-        return block(h)
-
-    def _with_labels(self, h: Tensor, class_labels: Tensor | None) -> Tensor:
-        labels = one_hot_labels(class_labels, self.config["num_class_embeds"], len(h), h)
-        return torch.cat([h, labels[:, :, None, None].expand(-1, -1, *h.shape[2:])], dim=1)
-
     def encode_map(self, x: Tensor, class_labels: Tensor | None = None) -> Tensor:
         """Images [B, C, H, W] in [-1, 1] -> latents before quantisation, [B, *latent_shape]."""
-        size = self.config["sample_size"]
-        expected = (self.config["in_channels"], size, size)
-        if tuple(x.shape[1:]) != expected:
-            raise ValueError(f"VQVAE: images must be [B, {expected}], got {tuple(x.shape)}")
+        self._check_images(x)
         h = self._with_labels(x, class_labels)
         for block in self.down_blocks:
             h = self._run(block, h)
         return self.to_latents(h)
-
-    def quantize(self, latents: Tensor) -> Quantized:
-        """Latents [B, *latent_shape] -> codes of the same shape, indices and losses."""
-        return self.codebook(latents)
-
-    def encode(
-        self, x: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
-    ) -> AutoencoderKLOutput | tuple[Deterministic]:
-        """Images [B, C, H, W] in [-1, 1] -> ``latent_dist``, all mass on the codes.
-
-        Raises:
-            ValueError: images of another size, or labels that do not fit the model.
-        """
-        codes = self.quantize(self.encode_map(x, class_labels)).codes
-        posterior = Deterministic(codes.to(x.dtype))  # a codebook may stay in float32
-        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)  # type: ignore[arg-type]
 
     def decode(
         self, z: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
@@ -124,13 +93,3 @@ class VQVAE(ModelMixin, ConfigMixin):
         for block in self.up_blocks:
             h = self._run(block, h)
         return DecoderOutput(sample=h) if return_dict else (h,)
-
-    def forward(
-        self, sample: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
-    ) -> VAEOutput | tuple:
-        """Reconstruct: encode, quantise, decode."""
-        posterior = self.encode(sample, class_labels, return_dict=False)[0]
-        params = self.decode(posterior.mode(), class_labels, return_dict=False)[0]
-        return (
-            VAEOutput(sample=params, latent_dist=posterior) if return_dict else (params, posterior)
-        )

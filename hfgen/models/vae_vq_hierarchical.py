@@ -7,14 +7,11 @@ from collections.abc import Callable
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput
-from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from hfgen.models.layers.conditioning import one_hot_labels
 from hfgen.models.layers.conv import DownBlock, UpBlock, group_norm
-from hfgen.models.layers.posterior import Deterministic, VAEOutput
-from hfgen.models.layers.vq import Quantized
+from hfgen.models.layers.vq_autoencoder import QuantizedAutoencoder
 from hfgen.models.layers.vq_hierarchical import HierarchicalQuantizer
 
 Choose = Callable[[int, Tensor | None], Tensor]
@@ -23,7 +20,7 @@ None above the top.
 """
 
 
-class HierarchicalVQVAE(ModelMixin, ConfigMixin):
+class HierarchicalVQVAE(QuantizedAutoencoder, ModelMixin, ConfigMixin):
     """VQ-VAE-2 (Razavi et al. 2019, algorithm 1): coarse codes for layout, finer ones for detail.
 
     Each level quantises the encoder's features at its resolution together with what the codes above
@@ -112,15 +109,6 @@ class HierarchicalVQVAE(ModelMixin, ConfigMixin):
         """Shape of one latent: channels and the number of codes of all levels."""
         return (self.codebook.dim, sum(self.codebook.positions))
 
-    def _run(self, block: nn.Module, h: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and self.gradient_checkpointing:
-            return self._gradient_checkpointing_func(block, h)  # type: ignore[misc]
-        return block(h)
-
-    def _with_labels(self, h: Tensor, class_labels: Tensor | None) -> Tensor:
-        labels = one_hot_labels(class_labels, self.config["num_class_embeds"], len(h), h)
-        return torch.cat([h, labels[:, :, None, None].expand(-1, -1, *h.shape[2:])], dim=1)
-
     def _walk(self, choose: Choose, class_labels: Tensor | None) -> Tensor:
         """From the top down, each level's codes chosen on the way -> the last level's state."""
         state: Tensor | None = None
@@ -138,12 +126,7 @@ class HierarchicalVQVAE(ModelMixin, ConfigMixin):
 
         Those below the top depend on the codes above them.
         """
-        size = self.config["sample_size"]
-        expected = (self.config["in_channels"], size, size)
-        if tuple(x.shape[1:]) != expected:
-            raise ValueError(
-                f"HierarchicalVQVAE: images must be [B, {expected}], got {tuple(x.shape)}"
-            )
+        self._check_images(x)
         h, features = self._with_labels(x, class_labels), []
         for block in self.down_blocks:
             h = self._run(block, h)
@@ -159,22 +142,6 @@ class HierarchicalVQVAE(ModelMixin, ConfigMixin):
         self._walk(choose, class_labels)
         return torch.cat(latents, dim=2)
 
-    def quantize(self, latents: Tensor) -> Quantized:
-        """Latents [B, *latent_shape] -> codes of the same shape, indices and losses."""
-        return self.codebook(latents)
-
-    def encode(
-        self, x: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
-    ) -> AutoencoderKLOutput | tuple[Deterministic]:
-        """Images [B, C, H, W] in [-1, 1] -> ``latent_dist``, all mass on the codes.
-
-        Raises:
-            ValueError: images of another size, or labels that do not fit the model.
-        """
-        codes = self.quantize(self.encode_map(x, class_labels)).codes
-        posterior = Deterministic(codes.to(x.dtype))  # a codebook may stay in float32
-        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)  # type: ignore[arg-type]
-
     def decode(
         self, z: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> DecoderOutput | tuple[Tensor]:
@@ -185,16 +152,6 @@ class HierarchicalVQVAE(ModelMixin, ConfigMixin):
         for block in self.up_blocks[self.num_levels - 1 :]:
             h = self._run(block, h)
         return DecoderOutput(sample=h) if return_dict else (h,)
-
-    def forward(
-        self, sample: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
-    ) -> VAEOutput | tuple:
-        """Reconstruct: encode, quantise, decode."""
-        posterior = self.encode(sample, class_labels, return_dict=False)[0]
-        params = self.decode(posterior.mode(), class_labels, return_dict=False)[0]
-        return (
-            VAEOutput(sample=params, latent_dist=posterior) if return_dict else (params, posterior)
-        )
 
 
 def _to_latents(channels: int, dim: int) -> nn.Sequential:
