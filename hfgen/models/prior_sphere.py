@@ -9,8 +9,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from hfgen.models.layers.posterior_families import log_sphere_area
 from hfgen.models.layers.prior import Generators, Prior
+from hfgen.models.layers.sphere import log_sphere_area
 
 
 class SphereUniformPrior(ModelMixin, ConfigMixin, Prior):

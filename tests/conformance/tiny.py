@@ -248,11 +248,12 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
     ],
     "PoincarePrior": [
         TinyModel(
-            options={"latent_dim": 4},
+            options={"latent_dim": 4, "normal": kind},
             inputs=lambda rows: (normal(rows, 4) / 8,),
             method="log_prob",
             has_weights=False,
-        ),
+        )
+        for kind in ("wrapped", "riemannian")
     ],
     "MetricPrior": [
         TinyModel(

@@ -9,7 +9,8 @@ from scipy.stats import vonmises_fisher
 from torch.distributions import Independent, MultivariateNormal, Normal, kl_divergence
 
 from hfgen.models.layers.posterior import DiagonalGaussian
-from hfgen.models.layers.posterior_families import FlowHead, VonMisesFisher, log_sphere_area
+from hfgen.models.layers.posterior_families import FlowHead
+from hfgen.models.layers.sphere import VonMisesFisher, log_sphere_area
 from hfgen.models.vae_conv import ConvVAE
 from hfgen.models.vae_mlp import MLPVAE
 
@@ -52,6 +53,7 @@ HEADS = [
     {"type": "iaf", "steps": 2, "hidden_size": 16},
     {"type": "maf", "steps": 2, "hidden_size": 16},
     {"type": "poincare"},
+    {"type": "poincare", "normal": "riemannian"},
     {"type": "vmf"},
 ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 
 import torch
@@ -10,8 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hfgen.models.layers.flows import InverseFlow, MaskedAffineFlow, PlanarFlow, RadialFlow
-from hfgen.models.layers.poincare import WrappedNormal, travel
+from hfgen.models.layers.poincare import ball_normal, travel
 from hfgen.models.layers.posterior import DiagonalGaussian, Posterior
+from hfgen.models.layers.sphere import VonMisesFisher
 
 
 class FlowPosterior(Posterior):
@@ -41,79 +41,6 @@ class FlowPosterior(Posterior):
 
     def kl_terms(self) -> None:
         return None
-
-
-class VonMisesFisher(Posterior):
-    """exp(kappa mean^T z) / C on the unit sphere (Davidson et al. 2018).
-
-    Along the mean, z is cos(theta) with a density proportional to
-    exp(kappa cos theta) sin(theta)^(D-2). Its integrals are sums over a grid of angles: that gives
-    the normaliser without Bessel functions, and draws by the inverse of the distribution function,
-    whose gradient in kappa is exact where rejection sampling needs a correction.
-
-    Args:
-        mean: [B, D], of unit length.
-        kappa: [B], concentration, positive.
-    """
-
-    GRID = 1024
-
-    def __init__(self, mean: Tensor, kappa: Tensor):
-        self.mean, self.kappa = mean, kappa
-        dim, width = mean.shape[1], math.pi / self.GRID
-        theta = (torch.arange(self.GRID, device=mean.device, dtype=mean.dtype) + 0.5) * width
-        log_density = kappa[:, None] * (theta.cos() - 1) + (dim - 2) * theta.sin().log()
-        log_total = torch.logsumexp(log_density, dim=1) + math.log(width)
-        self._share = torch.exp(log_density - log_total[:, None]) * width  # [B, GRID]
-        self._width = width
-        # ln of the integral of exp(kappa mean^T z) over the sphere
-        self._log_normaliser = log_total + kappa + log_sphere_area(dim - 1)
-        self._mean_cosine = (self._share * theta.cos()).sum(1)
-
-    @property
-    def noise_shape(self) -> torch.Size:
-        return self.mean.shape
-
-    def rsample(self, noise: Tensor) -> tuple[Tensor, Tensor]:
-        theta = self._angle(torch.special.ndtr(noise[..., 0])).unsqueeze(-1)
-        around = F.normalize(noise[..., 1:], dim=-1)
-        pole = torch.cat([theta.cos(), theta.sin() * around], dim=-1)
-        # Householder reflection that takes the first axis to the mean
-        axis = torch.zeros_like(self.mean)
-        axis[..., 0] = 1
-        mirror = F.normalize(axis - self.mean, dim=-1)
-        z = pole - 2 * (pole * mirror).sum(-1, keepdim=True) * mirror
-        return z, self.log_prob(z)
-
-    def _angle(self, uniform: Tensor) -> Tensor:
-        """The angle below which lies the share ``uniform`` [..., B] of the mass."""
-        upper = self._share.cumsum(1)
-        flat = uniform.reshape(-1, uniform.shape[-1]).T.contiguous()  # [B, samples]
-        cell = torch.searchsorted(upper.detach(), flat).clamp(max=self.GRID - 1)
-        share = self._share.gather(1, cell).clamp(min=1e-12)
-        inside = (flat - upper.gather(1, cell)) / share + 1
-        return ((cell + inside.clamp(0, 1)) * self._width).T.reshape(uniform.shape)
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """ln q(z|x) in nats per unit of area, [..., B], of z [..., B, D] on the sphere."""
-        return self.kappa * (self.mean * z).sum(-1) - self._log_normaliser
-
-    def mode(self) -> Tensor:
-        return self.mean
-
-    def kl_terms(self) -> Tensor:
-        """KL to the uniform distribution on the sphere, [B, 1]."""
-        entropy = self._log_normaliser - self.kappa * self._mean_cosine
-        return (log_sphere_area(self.mean.shape[1]) - entropy).unsqueeze(1)
-
-    def detach(self) -> VonMisesFisher:
-        """The same distribution, cut from the encoder."""
-        return VonMisesFisher(self.mean.detach(), self.kappa.detach())
-
-
-def log_sphere_area(dim: int) -> float:
-    """ln of the area of the unit sphere in ``dim`` dimensions, 2 pi^(dim/2) / Gamma(dim/2)."""
-    return math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2)
 
 
 class PosteriorHead(nn.Module, ABC):
@@ -179,18 +106,23 @@ class VonMisesFisherHead(PosteriorHead):
 
 
 class PoincareHead(PosteriorHead):
-    """A wrapped normal on the Poincare ball: its mean is exp_0(location / 2)."""
+    """A normal distribution on the Poincare ball: its mean is exp_0(location / 2).
 
-    def __init__(self, dim: int, context: int):
+    Args:
+        normal: "wrapped" or "riemannian", whose spread is one number.
+    """
+
+    def __init__(self, dim: int, context: int, normal: str = "wrapped"):
         super().__init__()
         if dim < 2:
             raise ValueError(
                 f"posterior: poincare needs a latent of at least 2 dimensions, got {dim}"
             )
-        self.spread_size = dim
+        self.kind = ball_normal("posterior: poincare", normal)
+        self.spread_size = 1 if self.kind.isotropic else dim
 
     def forward(self, location: Tensor, spread: Tensor, features: Tensor) -> Posterior:
-        return WrappedNormal(travel(torch.zeros_like(location), location), spread)
+        return self.kind(travel(torch.zeros_like(location), location), spread)
 
 
 POSTERIORS = ("gaussian", "planar", "radial", "iaf", "maf", "vmf", "poincare")
