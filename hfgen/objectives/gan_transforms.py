@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hfgen.objectives.gan_filters import MARGIN, SHIFT, band_matrices, downsampling, upsampling
 from hfgen.rng import Rng
 
 REFLECTION = 2  # torch.nn.functional.GRID_SAMPLE_PADDING_MODES
@@ -59,6 +60,26 @@ def warp(images: Tensor, inverse: Tensor) -> Tensor:
     """
     grid = F.affine_grid(inverse[:, :2].to(images), list(images.shape), align_corners=False)
     return _Sample.apply(images, grid)  # type: ignore[return-value]
+
+
+def warp_oversampled(images: Tensor, inverse: Tensor) -> Tensor:
+    """``warp`` on a grid of twice the resolution, up and down by sym6 filters, so that bilinear
+    sampling neither blurs nor aliases (Karras et al. 2020, ADA, appendix B).
+    """
+    height, width = images.shape[-2:]
+    fine = _both_sides(images, upsampling(height), upsampling(width))
+    wider = torch.diag(images.new_tensor([1 + 2 * MARGIN / width, 1 + 2 * MARGIN / height, 1.0]))
+    shift = torch.eye(3, dtype=images.dtype, device=images.device)
+    shift[:2, 2] = images.new_tensor([SHIFT / width, SHIFT / height])
+    inverse = torch.linalg.inv(shift) @ inverse.to(images) @ shift @ wider
+    shape = [*images.shape[:2], 2 * (height + 2 * MARGIN), 2 * (width + 2 * MARGIN)]
+    grid = F.affine_grid(inverse[:, :2], shape, align_corners=False)
+    warped: Tensor = _Sample.apply(fine, grid)  # type: ignore[assignment]
+    return _both_sides(warped, downsampling(height), downsampling(width))
+
+
+def _both_sides(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    return rows.to(images) @ images @ columns.to(images).mT
 
 
 def _chosen(rng: Rng, name: str, p: float, values: Tensor, neutral: float) -> Tensor:
@@ -155,6 +176,36 @@ def _recolor(images: Tensor, matrix: Tensor) -> Tensor:
         return images * grey[:, :3].sum(1)[:, None, None, None] + grey[:, 3, None, None, None]
     mixed = torch.einsum("bij,bjhw->bihw", matrix[:, :3, :3], images)
     return mixed + matrix[:, :3, 3, None, None]
+
+
+def band_filter(images: Tensor, p: float, rng: Rng) -> Tensor:
+    """Four bands of frequencies, each amplified with probability ``p`` by 2 to the power of a
+    standard normal number (Karras et al. 2020, ADA, appendix B), along rows and columns alike.
+    """
+    gains = band_gains(len(images), p, rng).to(images)
+    height, width = (
+        torch.einsum("bk,kij->bij", gains, band_matrices(side).to(images))[:, None]
+        for side in images.shape[-2:]
+    )
+    return _both_sides(images, height, width)
+
+
+SPECTRUM = (10 / 13, 1 / 13, 1 / 13, 1 / 13)
+"""Share of a natural image's power (1/f^2) in each band."""
+
+
+def band_gains(rows: int, p: float, rng: Rng) -> Tensor:
+    """[rows, 4]: the product of a gain for each band, each normalised to keep the power of an image
+    with the spectrum of natural ones.
+    """
+    spectrum = torch.tensor(SPECTRUM, device=rng.device)
+    gains = torch.ones(rows, 4, device=rng.device)
+    for band in range(4):
+        name = f"band{band}"
+        gain = _chosen(rng, name, p, torch.exp2(rng.randn(name, (rows,))), 1.0)
+        changed = torch.where(torch.arange(4, device=rng.device) == band, gain[:, None], 1.0)
+        gains = gains * changed / (spectrum * changed.square()).sum(1, keepdim=True).sqrt()
+    return gains
 
 
 def cutout(images: Tensor, p: float, rng: Rng) -> Tensor:
