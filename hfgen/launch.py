@@ -12,10 +12,12 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from types import FrameType
 
 import psutil
 
+from hfgen.config import read_yaml
 from hfgen.errors import HfgenError
 from hfgen.recipe import Recipe
 
@@ -23,6 +25,26 @@ _NOISE = re.compile(
     r"^[EWI]\d{4} "
     r".*(elastic|distributed)|ChildFailedError|SignalException|^\*{10,}|torch/distributed/run\.py"
 )
+
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
+"""Ways of Accelerate to spread one model over processes, by its names for them."""
+
+
+def check_environment() -> None:
+    """HfgenError where the environment asks Accelerate for what several models cannot have."""
+    for strategy in SHARDING:
+        name = f"ACCELERATE_USE_{strategy}"
+        if os.environ.get(name, "false").lower() == "true":
+            refuse_sharding(strategy, f"environment: {name} is true")
+
+
+def refuse_sharding(strategy: str, source: str) -> None:
+    """HfgenError if ``strategy`` spreads a model over processes; ``source`` says who asked."""
+    if strategy in SHARDING:
+        raise HfgenError(
+            f"{source}: {strategy} is not supported, since several models are trained at once and "
+            "one pass goes through all of them; valid: distributed_type MULTI_GPU (DDP) or NO"
+        )
 
 
 def launch(
@@ -33,6 +55,9 @@ def launch(
         raise HfgenError(f"--num-processes: must be at least 1, got {num_processes}")
     if config_file is not None and not os.path.isfile(config_file):
         raise HfgenError(f"--config_file: no file {config_file}")
+    if config_file is not None:
+        strategy = str(read_yaml(Path(config_file)).get("distributed_type"))
+        refuse_sharding(strategy, f"--config_file {config_file}: distributed_type")
     command, environment = _command(num_processes, config_file, recipe)
     process = subprocess.Popen(
         [*command, "-m", "hfgen", *arguments],

@@ -16,6 +16,7 @@ from hfgen import recipe as recipes
 from hfgen.config import nest, read_yaml
 from hfgen.environment import describe
 from hfgen.errors import HfgenError
+from hfgen.launch import check_environment, refuse_sharding
 from hfgen.recipe import Recipe
 
 
@@ -278,6 +279,7 @@ def _say_end(recipe: Recipe, finished: bool, latest: Path | None) -> None:
 
 
 def _check_processes() -> None:
+    check_environment()
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK"):
         value = os.environ.get(name, "0")
         if not value.isdigit():
@@ -295,12 +297,7 @@ def _check_accelerator(accelerator: Any) -> None:
             f"{accelerator.num_processes} process(es); "
             "launch with hfgen train --num-processes, or unset WORLD_SIZE"
         )
-    kind = accelerator.distributed_type.value
-    if kind in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
-        raise HfgenError(
-            f"accelerate config: {kind} is not supported (several models are trained at once); "
-            f"use multi-GPU DDP"
-        )
+    refuse_sharding(accelerator.distributed_type.value, "accelerate config")
 
 
 def _check_folder(recipe: Recipe, overwrite: bool) -> None:
