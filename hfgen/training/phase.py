@@ -22,17 +22,26 @@ class PhaseModule(nn.Module):
     ``unwrap_model(m).encode(...)``. What the phase keeps is frozen before it is wrapped, since DDP
     waits for the gradient of everything else.
 
+    Args:
+        learns: of each trained role, ``learned`` of its model before any phase froze it.
     Raises:
         HfgenError: a part to keep that no trained model has.
     """
 
-    def __init__(self, phase: Phase, objective: Objective, models: Mapping[str, object]):
+    def __init__(
+        self,
+        phase: Phase,
+        objective: Objective,
+        models: Mapping[str, object],
+        learns: Mapping[str, list[nn.Parameter]],
+    ):
         super().__init__()
         self.phase = phase
         self.trained = nn.ModuleDict({role: models[role] for role in phase.trains})  # type: ignore[misc]
         self._objective = objective
         self._models = dict(models)
-        self._kept = _named(self.trained, phase.keeps)
+        kept = _named(self.trained, phase.keeps)
+        self._learns = [p for role in phase.trains for p in learns[role] if id(p) not in kept]
         self.unfreeze()
 
     def forward(self, batch: Batch, rng: Rng, clock: Clock) -> tuple[Tensor, dict[str, Tensor]]:
@@ -40,11 +49,11 @@ class PhaseModule(nn.Module):
 
     def unfreeze(self) -> None:
         """Let exactly what this phase learns collect gradients."""
-        for role, model in self._models.items():
+        for model in self._models.values():
             if isinstance(model, nn.Module):
                 model.requires_grad_(False)
-                for parameter in learned(model) if role in self.trained else ():
-                    parameter.requires_grad_(id(parameter) not in self._kept)
+        for parameter in self._learns:
+            parameter.requires_grad_(True)
 
 
 def _named(models: nn.ModuleDict, keeps: tuple[str, ...]) -> set[int]:
@@ -61,15 +70,8 @@ def _named(models: nn.ModuleDict, keeps: tuple[str, ...]) -> set[int]:
 
 
 def learned(model: nn.Module) -> list[nn.Parameter]:
-    """What training changes: the low-rank adapters where peft has put some, else all that the
-    model's own ``requires_grad_`` sets free (a frozen backbone inside it stays as it is).
+    """What training changes of a model: what was left free when it was built. So low-rank adapters
+    learn without the weights below them, and what a model freezes itself stays as it is: a
+    backbone, or the frequencies of diffusers' ``GaussianFourierProjection``.
     """
-    adapters = [value for name, value in model.named_parameters() if ".lora_" in name]
-    if adapters:
-        return adapters
-    before = [p.requires_grad for p in model.parameters()]
-    model.requires_grad_(True)
-    found = [p for p in model.parameters() if p.requires_grad]
-    for parameter, was in zip(model.parameters(), before, strict=True):
-        parameter.requires_grad_(was)
-    return found
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]

@@ -32,7 +32,7 @@ from hfgen.training.optimizers import (
     halve_rates,
     set_beta2,
 )
-from hfgen.training.phase import PhaseModule
+from hfgen.training.phase import PhaseModule, learned
 from hfgen.training.signals import StopFlag
 
 Models = Mapping[str, nn.Module]
@@ -125,13 +125,14 @@ class Trainer:
         self._emas = [EMA(followed, half, *ramps) for half in ema.half_lives]
         self._profiles = [PowerEMA(followed, width) for width in ema.sigma_rels]
         self._profile_every = -(-training.steps // ema.snapshots) * training.total_batch_size
+        learns = {role: learned(model) for role, model in self.models.items()}
+        settings = {role: config_for_role(optimizer, role) for role in roles}
+        raw = {role: build_optimizer(settings[role], self.models[role]) for role in roles}
         self._modules = {
-            phase.name: accelerator.prepare(PhaseModule(phase, objective, models))
+            phase.name: accelerator.prepare(PhaseModule(phase, objective, models, learns))
             for phase in self._phases
         }
         self._active: str | None = None
-        settings = {role: config_for_role(optimizer, role) for role in roles}
-        raw = {role: build_optimizer(settings[role], self.models[role]) for role in roles}
         self._moving = {r: raw[r] for r in roles if settings[r].final_adam_beta2 is not None}
         self._settings = settings
         self._schedules = {

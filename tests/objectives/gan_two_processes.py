@@ -14,7 +14,7 @@ from hfgen.models.gan_r3gan import R3GANDiscriminator, R3GANGenerator
 from hfgen.objectives.base import Clock
 from hfgen.objectives.gan import GAN
 from hfgen.rng import Rng
-from hfgen.training.phase import PhaseModule
+from hfgen.training.phase import PhaseModule, learned
 
 CLOCK = Clock(step=3, images_seen=24, total_images=100, total_batch_size=8)
 OBJECTIVES = {
@@ -35,7 +35,8 @@ def modules(objective: GAN) -> dict[str, PhaseModule]:
         for name, parameter in model.named_parameters():
             if "reduce" in name:  # branches start at zero, and with them most gradients
                 torch.nn.init.normal_(parameter, std=0.2)
-    return {phase.name: PhaseModule(phase, objective, models) for phase in objective.phases}
+    learns = {role: learned(model) for role, model in models.items()}
+    return {p.name: PhaseModule(p, objective, models, learns) for p in objective.phases}
 
 
 def gradients(rank: int = 0, world: int = 1) -> dict[str, list[torch.Tensor]]:

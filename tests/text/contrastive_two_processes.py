@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from hfgen.objectives.base import Clock
 from hfgen.objectives.contrastive import Contrastive
 from hfgen.rng import Rng
-from hfgen.training.phase import PhaseModule
+from hfgen.training.phase import PhaseModule, learned
 from tests.text import tiny
 
 CAPTIONS = [*tiny.CAPTIONS, "red heart", "blue circle"]
@@ -28,7 +28,7 @@ def loss_and_gradients(rank: int = 0, world: int = 1) -> dict[str, torch.Tensor]
     rows = slice(rank * count // world, (rank + 1) * count // world)
     clip, objective = tiny.clip(tokenizer).double(), Contrastive()
     (phase,) = objective.phases
-    module = PhaseModule(phase, objective, {"clip": clip})
+    module = PhaseModule(phase, objective, {"clip": clip}, {"clip": learned(clip)})
     module.unfreeze()
     wrapped = DistributedDataParallel(module) if world > 1 else module
     batch = {"images": images[rows], "input_ids": padded.input_ids[rows]}

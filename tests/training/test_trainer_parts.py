@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 from accelerate import Accelerator
+from diffusers import EDMEulerScheduler, UNet2DModel
 from torch import nn
 
 from hfgen.errors import HfgenError
-from hfgen.objectives.base import Objective, Phase
+from hfgen.objectives.base import Clock, Objective, Phase
+from hfgen.objectives.diffusion import Diffusion
 from hfgen.rng import BLOCK, Rng
 from hfgen.training.config import EMAConfig, OptimizerConfig
 from hfgen.training.ema import EMA
@@ -143,8 +145,9 @@ class TwoModels(Objective):
 
 def test_a_phase_gives_gradients_to_its_own_models_only():
     models = {"a": nn.Linear(2, 1), "b": nn.Linear(2, 1), "scheduler": object()}
+    learns = {role: learned(models[role]) for role in ("a", "b")}
     for phase in TwoModels().phases:
-        module = PhaseModule(phase, TwoModels(), models)
+        module = PhaseModule(phase, TwoModels(), models, learns)
         module.unfreeze()
         module({"images": torch.ones(3, 2)}, Rng(0), None)[0].backward()
         other = "b" if phase.name == "a" else "a"
@@ -162,7 +165,8 @@ class KeepsTheFirst(TwoModels):
 
 def test_a_phase_keeps_what_it_names():
     models = {"a": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1)), "b": nn.Linear(2, 1)}
-    module = PhaseModule(KeepsTheFirst().phases[0], KeepsTheFirst(), models)
+    learns = {"a": learned(models["a"])}
+    module = PhaseModule(KeepsTheFirst().phases[0], KeepsTheFirst(), models, learns)
     module.unfreeze()
     module({"images": torch.ones(3, 2)}, Rng(0), None)[0].backward()
     assert models["a"][0].weight.grad is None and models["a"][1].weight.grad is not None
@@ -176,27 +180,35 @@ def test_a_phase_keeps_what_it_names():
 
 def test_a_part_to_keep_must_exist():
     phase = Phase(name="a", trains=("a",), keeps=("a.2",))
+    models = {"a": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))}
     with pytest.raises(HfgenError, match="unknown value 'a.2'.*a.0, a.1"):
-        PhaseModule(phase, TwoModels(), {"a": nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))})
+        PhaseModule(phase, TwoModels(), models, {"a": learned(models["a"])})
 
 
-class FrozenInside(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.backbone, self.head = nn.Linear(2, 2), nn.Linear(2, 1)
-
-    def requires_grad_(self, requires_grad=True):
-        super().requires_grad_(requires_grad)
-        self.backbone.requires_grad_(False)
-        return self
-
-
-def test_what_a_model_freezes_itself_is_not_learned():
-    model = FrozenInside()
-    assert learned(model) == list(model.head.parameters())
-    model.requires_grad_(False)
-    assert learned(model) == list(model.head.parameters())
-    assert not any(p.requires_grad for p in model.parameters())
+@pytest.mark.parametrize("type_", ["fourier", "positional"])
+def test_what_a_model_freezes_itself_is_not_learned(type_):
+    """diffusers freezes the frequencies of a UNet's Fourier embedding when it is built."""
+    torch.manual_seed(0)
+    narrow = {"block_out_channels": (8, 8), "layers_per_block": 1, "norm_num_groups": 4}
+    blocks = {"down_block_types": ["DownBlock2D"] * 2, "up_block_types": ["UpBlock2D"] * 2}
+    unet = UNet2DModel(sample_size=8, time_embedding_type=type_, **narrow, **blocks)
+    free = {name for name, p in unet.named_parameters() if p.requires_grad}
+    frozen = dict(unet.named_parameters()).keys() - free
+    assert frozen == ({"time_proj.weight"} if type_ == "fourier" else set())
+    objective = Diffusion()
+    models = {"unet": unet, "scheduler": EDMEulerScheduler()}
+    optimizer = build_optimizer(OptimizerConfig(adam_weight_decay=0.1), unet)
+    learns = {"unet": learned(unet)}
+    for _ in range(2):  # a second module over the same models knows as much as the first
+        module = PhaseModule(objective.phases[0], objective, models, learns)
+    before = {name: p.clone() for name, p in unet.named_parameters()}
+    module.unfreeze()
+    images = torch.rand(2, 3, 8, 8) * 2 - 1
+    for _ in range(3):  # some gradients are zero until the last layer has moved
+        module({"images": images}, Rng(0), Clock(0, 0, 10, 2))[0].backward()
+        optimizer.step()
+    moved = {n for n, p in unet.named_parameters() if not torch.equal(p, before[n])}
+    assert moved == free
 
 
 def test_a_schedule_may_end_above_zero():
