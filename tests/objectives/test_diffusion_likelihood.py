@@ -67,6 +67,25 @@ def test_the_ode_gives_the_density_of_a_gaussian(name):
     torch.testing.assert_close(bits(nats), bits(exact(x)), atol=5e-4, rtol=0)
 
 
+@pytest.mark.parametrize(("name", "steps"), [("flow", 64), ("edm", 64)])
+def test_seven_point_three_one_one_nine_bits(name, steps):
+    """8-bit pixels x = (k + u) / 128 - 1, so 7 bits more than the density's, of a Gaussian with an
+    entropy of 7.3119 bits/dim, which has a standard deviation of 2^0.3119 / sqrt(2 pi e) = 0.3004;
+    images with exactly its mean square.
+    """
+
+    def bits_of_levels(nats):
+        return (7 - nats / (64 * math.log(2))).mean().item()
+
+    std = 2 ** (7.3119 - 7) / math.sqrt(2 * math.pi * math.e)
+    x = images().double()
+    x *= std / x.square().mean().sqrt()
+    assert bits_of_levels(exact(x, std)) == pytest.approx(7.3119, abs=1e-9)
+    pipeline = DenoisingPipeline(Optimal(SCHEDULERS[name], std), SCHEDULERS[name])
+    nats = ProbabilityFlowODE(steps=steps).log_prob(pipeline, x, 1, Rng(0))
+    assert bits_of_levels(nats) == pytest.approx(7.3119, abs=5e-4)
+
+
 @pytest.mark.parametrize("name", ["ddpm", "v"])
 def test_on_a_chain_it_is_the_density_at_its_first_step(name):
     """sigma / alpha = 0.01 there, so the variance is STD^2 + 0.01^2."""
