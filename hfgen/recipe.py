@@ -153,6 +153,7 @@ class Paper:
             not stated.
         bound: how it was computed: a name of ``evaluation.likelihood.BOUNDS``.
         num_samples: of the bound, as published; at most 500 are drawn here.
+        annealed: measure annealed importance sampling too, in which the encoder has no part.
     """
 
     value: float
@@ -160,6 +161,7 @@ class Paper:
     images: int | None = None
     bound: Literal["iw", "elbo"] = "iw"
     num_samples: int = 200
+    annealed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

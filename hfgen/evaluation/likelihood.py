@@ -135,8 +135,8 @@ class Annealed(ImportanceWeighted):
     """
 
     by_default = False  # thousands of gradients for each image
-    num_temperatures = 200
-    num_leapfrog = 10
+    num_temperatures = 400
+    num_leapfrog = 5
 
     def nfe(self, pipeline: Any, k: int) -> int:
         return (k + 1) * self.num_temperatures * (self.num_leapfrog + 1)

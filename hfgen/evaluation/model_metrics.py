@@ -20,7 +20,13 @@ from hfgen.errors import HfgenError
 from hfgen.evaluation.conditions import check_classes, label_arguments, network_classes
 from hfgen.evaluation.denoiser_features import NOISE, denoiser_features
 from hfgen.evaluation.images import reconstruct
-from hfgen.evaluation.likelihood import BOUNDS, has_likelihood, log_likelihood
+from hfgen.evaluation.likelihood import (
+    BOUNDS,
+    Annealed,
+    LogLikelihood,
+    has_likelihood,
+    log_likelihood,
+)
 from hfgen.evaluation.likelihood_diffusion import denoiser
 from hfgen.evaluation.metrics import (
     DCI,
@@ -56,7 +62,7 @@ MIN_IMAGES = 16
 FACTOR_IMAGES = 15_000
 """10 000 to fit and 5 000 to test, as is usual for disentanglement scores."""
 IMPORTANCE_SAMPLES = 64
-SAMPLES = {"elbo": 1, "iw": IMPORTANCE_SAMPLES}
+SAMPLES = {"elbo": 1, "iw": IMPORTANCE_SAMPLES, "ais": 4}
 """K of the bounds that have one, when they are computed as part of an evaluation."""
 
 
@@ -92,11 +98,13 @@ class ModelMetric:
         compute: scores from the evidence.
         check: HfgenError in one line when a pipeline or its data have not what this needs; quick.
         functions: score name -> the pure function, or class of bound, behind it.
+        on_request: too slow to be measured of every run.
     """
 
     compute: Callable[[ModelEvidence], list[Score]]
     check: Callable[[ModelEvidence], None]
     functions: Mapping[str, Callable[..., Any]]
+    on_request: bool = False
 
     def applies(self, evidence: ModelEvidence) -> bool:
         """Whether ``check`` passes."""
@@ -109,26 +117,50 @@ class ModelMetric:
 
 def likelihood(evidence: ModelEvidence) -> list[Score]:
     """Every bound that the pipeline has, on held-out images: nats, and bits/dim where defined."""
-    pipeline, source = evidence.pipeline, evidence.source
     scores = []
     for name in _bounds(evidence):
         k = SAMPLES.get(name, 1)
-        affordable = evidence.evaluations // BOUNDS[name].nfe(pipeline, k)
-        count = min(MAX_IMAGES, len(source), max(MIN_IMAGES, affordable))
-        batches = [source.batch(rows) for rows in _rows(source, count)]
-        images, labels = (_joined(batches, key) for key in ("images", "labels"))
-        assert images is not None
-        result = log_likelihood(pipeline, images, labels=labels, bound=name, k=k)
-        given = f", {result.condition}" if result.condition else ""
-        how = f"{name}, K={k}, NFE={result.nfe}, {result.pixels}{given}"
-        settings = f"{how}, {_where(source, count)}"
-        nats = (result.nats, result.standard_error)
-        scores.append(_score(f"{name}_nats", *nats, better="higher", settings=settings))
-        if result.bits_per_dim is not None:
-            error = result.standard_error / (result.dimensions * math.log(2))
-            bits = (result.bits_per_dim, error)
-            scores.append(_score(f"{name}_bits_per_dim", *bits, settings=settings))
+        scores += _bound_scores(evidence, name, k, _affordable(evidence, name, k))[1]
     return scores
+
+
+def annealed(evidence: ModelEvidence) -> list[Score]:
+    """Annealed importance sampling, and by how much it exceeds importance sampling from the encoder
+    on the same images: what the encoder misses of the posterior.
+    """
+    count = _affordable(evidence, "ais", SAMPLES["ais"])
+    (chains, scores), (importance, _) = (
+        _bound_scores(evidence, name, SAMPLES[name], count) for name in ("ais", "iw")
+    )
+    settings = f"ais, K={chains.k}, less iw, K={importance.k}, {_where(evidence.source, count)}"
+    gap = chains.nats - importance.nats
+    return [*scores, _score("ais_over_iw_nats", gap, None, better="none", settings=settings)]
+
+
+def _affordable(evidence: ModelEvidence, bound: str, k: int) -> int:
+    """How many images a bound may score."""
+    most = evidence.evaluations // BOUNDS[bound].nfe(evidence.pipeline, k)
+    return min(MAX_IMAGES, len(evidence.source), max(MIN_IMAGES, most))
+
+
+def _bound_scores(
+    evidence: ModelEvidence, name: str, k: int, count: int
+) -> tuple[LogLikelihood, list[Score]]:
+    """One bound on ``count`` held-out images: nats, and bits/dim where defined."""
+    pipeline, source = evidence.pipeline, evidence.source
+    batches = [source.batch(rows) for rows in _rows(source, count)]
+    images, labels = (_joined(batches, key) for key in ("images", "labels"))
+    assert images is not None
+    result = log_likelihood(pipeline, images, labels=labels, bound=name, k=k)
+    given = f", {result.condition}" if result.condition else ""
+    how = f"{name}, K={k}, NFE={result.nfe}, {result.pixels}{given}"
+    settings = f"{how}, {_where(source, count)}"
+    nats = (result.nats, result.standard_error)
+    scores = [_score(f"{name}_nats", *nats, better="higher", settings=settings)]
+    if result.bits_per_dim is not None:
+        error = result.standard_error / (result.dimensions * math.log(2))
+        scores.append(_score(f"{name}_bits_per_dim", result.bits_per_dim, error, settings=settings))
+    return result, scores
 
 
 @torch.inference_mode()
@@ -221,6 +253,10 @@ def _has_likelihood(evidence: ModelEvidence) -> None:
     bound.condition(evidence.pipeline, evidence.source.spec.num_classes)  # says why
 
 
+def _has_chains(evidence: ModelEvidence) -> None:
+    BOUNDS["ais"].condition(evidence.pipeline, evidence.source.spec.num_classes)
+
+
 def _has_vae(evidence: ModelEvidence) -> None:
     pipeline = evidence.pipeline
     if pipeline.components.get("vae") is None:
@@ -259,7 +295,15 @@ def _has_lpips(evidence: ModelEvidence) -> None:
 
 MODEL_METRICS: dict[str, ModelMetric] = {
     "likelihood": ModelMetric(
-        likelihood, _has_likelihood, {name: type(bound) for name, bound in BOUNDS.items()}
+        likelihood,
+        _has_likelihood,
+        {name: type(bound) for name, bound in BOUNDS.items() if name != "ais"},
+    ),
+    "ais": ModelMetric(
+        annealed,
+        _has_chains,
+        {"ais": Annealed, "ais_over_iw": Annealed},
+        on_request=True,
     ),
     "reconstruction": ModelMetric(reconstruction, _has_vae, {"psnr": psnr, "ssim": ssim}),
     "representation": ModelMetric(

@@ -8,9 +8,12 @@ import pytest
 import torch
 from torch.distributions import MultivariateNormal
 
+from hfgen.data import TensorSource
 from hfgen.errors import HfgenError
+from hfgen.evaluation import evaluate
 from hfgen.evaluation.annealing import Path, sigmoid_schedule
 from hfgen.evaluation.likelihood import BOUNDS, Annealed, log_likelihood
+from hfgen.evaluation.model_metrics import MODEL_METRICS
 from hfgen.models.prior_mixture import GaussianMixturePrior
 from hfgen.models.prior_sphere import SphereUniformPrior
 from hfgen.models.vae_mlp import MLPVAE
@@ -105,6 +108,22 @@ def test_one_interface(short):
     parts = log_likelihood(pipe, x, bound="ais", k=2, batch_size=16)
     assert parts.nats == pytest.approx(result.nats, abs=1e-3)
     assert not BOUNDS["ais"].by_default
+
+
+def test_what_the_encoder_misses_is_measured_on_the_same_images(short):
+    x, found = images(16), {}
+    for spread in (1.0, 3.0):
+        results = evaluate(pipeline(spread), data=TensorSource(x), metrics=("ais",), progress=False)
+        found[spread] = {score.name: score for score in results.scores}
+    for scores in found.values():
+        exact = float(pipeline(1.0).vae.exact(x).mean())
+        assert scores["ais_nats"].value == pytest.approx(exact, abs=0.3)
+        assert "ais, K=4, NFE=1000" in scores["ais_nats"].settings
+        assert "ais_bits_per_dim" in scores
+    gaps = [scores["ais_over_iw_nats"].value for scores in found.values()]
+    assert abs(gaps[0]) < 0.3  # this encoder misses nothing
+    assert gaps[1] > gaps[0] + 0.01
+    assert MODEL_METRICS["ais"].on_request and "ais" not in MODEL_METRICS["likelihood"].functions
 
 
 def test_a_conditional_model_is_told_the_class(short):
