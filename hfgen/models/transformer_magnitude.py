@@ -9,7 +9,14 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from hfgen.models.layers.magnitude import MPLinear, mp_silu, mp_sum, unit
-from hfgen.models.layers.transformer import rotary_angles, rotate_pairs, sinusoidal_embedding
+from hfgen.models.layers.transformer import (
+    check_sizes,
+    join_patches,
+    rotary_angles,
+    rotate_pairs,
+    row_times,
+    sinusoidal_embedding,
+)
 
 
 class MPBlock(nn.Module):
@@ -69,12 +76,7 @@ class MagnitudePreservingTransformer(ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
     ):
         super().__init__()
-        if patch_size < 1 or sample_size % patch_size:
-            raise ValueError(f"sample_size {sample_size} is not a multiple of {patch_size=}")
-        if hidden_dim % (4 * num_attention_heads):
-            raise ValueError(
-                f"hidden_dim {hidden_dim} is not a multiple of 4 * {num_attention_heads=}"
-            )
+        check_sizes(sample_size, patch_size, hidden_dim, num_attention_heads)
         self.patches_in = MPLinear(in_channels * patch_size**2 + 1, hidden_dim)  # and a constant
         self.time_in = MPLinear(hidden_dim, hidden_dim)
         self.class_in = MPLinear(num_class_embeds, hidden_dim) if num_class_embeds else None
@@ -117,7 +119,7 @@ class MagnitudePreservingTransformer(ModelMixin, ConfigMixin):
         known = self.config["num_class_embeds"]
         if (labels is None) != (self.class_in is None):
             raise ValueError(f"class_labels={labels} for a model with num_class_embeds={known}")
-        time = torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
+        time = row_times(timestep, sample)
         waves = 2**0.5 * sinusoidal_embedding(time, self.config["hidden_dim"])
         condition = self.time_in(waves.to(sample.dtype))
         if self.class_in is not None and labels is not None:
@@ -133,8 +135,5 @@ class MagnitudePreservingTransformer(ModelMixin, ConfigMixin):
         return grid.permute(0, 2, 4, 1, 3, 5).reshape(rows, (size // p) ** 2, channels * p * p)
 
     def _unpatch(self, patches: Tensor) -> Tensor:
-        """[B, N, C * P * P] -> [B, C, H, W]."""
         size, p = self.config["sample_size"], self.config["patch_size"]
-        side, channels = size // p, self.config["out_channels"]
-        grid = patches.reshape(-1, side, side, channels, p, p)
-        return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, size, size)
+        return join_patches(patches, self.config["out_channels"], size, p)

@@ -13,7 +13,10 @@ from torch.utils.checkpoint import checkpoint
 from hfgen.models.layers.transformer import (
     ModulatedBlock,
     RMSNorm,
+    check_sizes,
+    join_patches,
     rotary_angles,
+    row_times,
     sinusoidal_embedding,
 )
 
@@ -64,12 +67,7 @@ class PixelTransformer(ModelMixin, ConfigMixin):
         velocity_from_image: bool = False,
     ):
         super().__init__()
-        if patch_size < 1 or sample_size % patch_size:
-            raise ValueError(f"sample_size {sample_size} is not a multiple of {patch_size=}")
-        if hidden_dim % (4 * num_attention_heads):
-            raise ValueError(
-                f"hidden_dim {hidden_dim} is not a multiple of 4 * {num_attention_heads=}"
-            )
+        check_sizes(sample_size, patch_size, hidden_dim, num_attention_heads)
         side = sample_size // patch_size
         self.patches_in = nn.Conv2d(in_channels, bottleneck_dim, patch_size, patch_size, bias=False)
         self.tokens_in = nn.Linear(bottleneck_dim, hidden_dim)
@@ -118,7 +116,7 @@ class PixelTransformer(ModelMixin, ConfigMixin):
         patches = self.patches_out(self.norm_out(x) * (1 + scale) + shift)
         output = self._unpatch(patches)
         if self.config["velocity_from_image"]:
-            t = (_rows(timestep, sample) / 1000).clamp(min=0.05)
+            t = (row_times(timestep, sample) / 1000).clamp(min=0.05)
             output = (sample[:, : output.shape[1]] - output) / t[:, None, None, None]
         return UNet2DOutput(sample=output) if return_dict else (output,)
 
@@ -159,20 +157,12 @@ class PixelTransformer(ModelMixin, ConfigMixin):
         return condition
 
     def _embed(self, mlp: nn.Module, timestep: Tensor | float, sample: Tensor) -> Tensor:
-        time = _rows(timestep, sample) * self.config["time_factor"]
+        time = row_times(timestep, sample) * self.config["time_factor"]
         return mlp(sinusoidal_embedding(time, self.config["hidden_dim"]).to(sample.dtype))
 
     def _unpatch(self, patches: Tensor) -> Tensor:
-        """[B, N, C * P * P] -> [B, C, H, W]."""
         size, p = self.config["sample_size"], self.config["patch_size"]
-        side, channels = size // p, self.config["out_channels"]
-        grid = patches.reshape(-1, side, side, channels, p, p)
-        return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, size, size)
-
-
-def _rows(timestep: Tensor | float, sample: Tensor) -> Tensor:
-    """The time of each row [B]."""
-    return torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
+        return join_patches(patches, self.config["out_channels"], size, p)
 
 
 def _embedding_mlp(width: int) -> nn.Sequential:

@@ -10,7 +10,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from hfgen.models.layers.conditioning import one_hot_labels
-from hfgen.models.layers.conv import DownBlock, UpBlock, group_norm
+from hfgen.models.layers.conv import down_stack, group_norm, halved_sizes, up_stack
 from hfgen.models.layers.posterior import Posterior, VAEOutput
 from hfgen.models.layers.posterior_families import build_posterior
 from hfgen.models.layers.scale import scale_head
@@ -21,8 +21,8 @@ class ConvVAE(ModelMixin, ConfigMixin):
 
     The first convolution already halves the image, so that no residual block runs at full
     resolution: that is what makes it fast on a CPU. Any size of at least 2^len(block_out_channels)
-        works; odd ones are rounded up on the way
-    down and named on the way up (28 -> 14 -> 7 -> 4 -> 7 -> 14 -> 28).
+    works; odd ones are rounded up on the way down and named on the way up
+    (28 -> 14 -> 7 -> 4 -> 7 -> 14 -> 28).
 
     Args:
         sample_size: side of the square image in pixels.
@@ -56,33 +56,19 @@ class ConvVAE(ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
     ):
         super().__init__()
-        if sample_size < 2 ** len(block_out_channels):
-            raise ValueError(
-                f"ConvVAE: sample_size {sample_size} is too small to halve "
-                f"{len(block_out_channels)} times (block_out_channels={tuple(block_out_channels)})"
-            )
+        sizes = halved_sizes("ConvVAE", sample_size, block_out_channels)
         self.gradient_checkpointing = False
-        classes = num_class_embeds or 0
-        sizes = [sample_size]
-        for _ in block_out_channels:
-            sizes.append((sizes[-1] + 1) // 2)
-        widths = [in_channels + classes, *block_out_channels]
-        levels = range(len(block_out_channels))
-        self.inner_shape = (widths[-1], sizes[-1], sizes[-1])
-        features = widths[-1] * sizes[-1] ** 2
+        classes, width = num_class_embeds or 0, block_out_channels[-1]
+        self.inner_shape = (width, sizes[-1], sizes[-1])
+        features = width * sizes[-1] ** 2
 
-        self.down_blocks = nn.ModuleList(
-            [DownBlock(widths[i], widths[i + 1], layers_per_block) for i in levels]
-        )
+        self.down_blocks = down_stack(in_channels + classes, block_out_channels, layers_per_block)
         self.head = build_posterior(posterior, latent_dim, features)
-        self.to_features = nn.Sequential(group_norm(widths[-1]), nn.SiLU(), nn.Flatten())
+        self.to_features = nn.Sequential(group_norm(width), nn.SiLU(), nn.Flatten())
         self.to_posterior = nn.Linear(features, latent_dim + self.head.spread_size)
         self.from_latent = nn.Linear(latent_dim + classes, features)
         predicted, self.scale = scale_head(shared_scale, out_channels or in_channels)
-        ends = [predicted, *widths[1:]]
-        self.up_blocks = nn.ModuleList(
-            [UpBlock(ends[i + 1], ends[i], layers_per_block, sizes[i]) for i in reversed(levels)]
-        )
+        self.up_blocks = up_stack(predicted, block_out_channels, layers_per_block, sizes)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

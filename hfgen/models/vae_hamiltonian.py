@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from torch import Tensor, nn
+from torch import Tensor
 
-from hfgen.models.layers.leapfrog import LeapfrogOutput, tempering
+from hfgen.models.layers.leapfrog import LeapfrogOutput, TemperedLeapfrog, tempering
 
 
-class LeapfrogFlow(ModelMixin, ConfigMixin):
+class LeapfrogFlow(TemperedLeapfrog, ModelMixin, ConfigMixin):
     """Tempered Hamiltonian dynamics (Caterini et al. 2018, section 3 and algorithm 1).
 
     Each step moves (z, rho) by a leapfrog of the potential -ln p(x, z), then scales the momentum
@@ -24,7 +23,7 @@ class LeapfrogFlow(ModelMixin, ConfigMixin):
         num_steps: K.
         step_size: the leapfrog's start; one is learned for each dimension, below ``max_step_size``.
         max_step_size: upper end of the learned step sizes.
-        temperature: beta_0 at the start, in (0, 1]; learned.
+        temperature: beta_0 at the start, in (0, 1); learned.
     """
 
     @register_to_config
@@ -37,20 +36,9 @@ class LeapfrogFlow(ModelMixin, ConfigMixin):
         temperature: float = 0.5,
     ):
         super().__init__()
-        if num_steps < 1 or not 0 < step_size < max_step_size or not 0 < temperature < 1:
-            raise ValueError(
-                "LeapfrogFlow: needs num_steps >= 1, 0 < step_size < max_step_size and "
-                f"temperature in (0, 1), got {num_steps}, {step_size}, {max_step_size} and "
-                f"{temperature}"
-            )
-        share = torch.full((latent_dim,), step_size / max_step_size)
-        self.step_logit = nn.Parameter(torch.logit(share))
-        self.temperature_logit = nn.Parameter(torch.logit(torch.tensor(temperature)))
-
-    @property
-    def beta(self) -> Tensor:
-        """beta_0, a scalar."""
-        return torch.sigmoid(self.temperature_logit)
+        if num_steps < 1:
+            raise ValueError(f"LeapfrogFlow: num_steps must be at least 1, got {num_steps}")
+        self.learn((latent_dim,), step_size, max_step_size, temperature)
 
     def forward(
         self,
@@ -64,7 +52,7 @@ class LeapfrogFlow(ModelMixin, ConfigMixin):
         Args:
             gradient: z -> the potential's gradient there, [B, D].
         """
-        step = self.config["max_step_size"] * torch.sigmoid(self.step_logit)
+        step = self.step
         for factor in tempering(self.beta, self.config["num_steps"]):
             momentum = momentum - step / 2 * gradient(z)
             z = z + step * momentum

@@ -7,13 +7,13 @@ from collections.abc import Callable
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
-from torch import Tensor, nn
+from torch import Tensor
 
-from hfgen.models.layers.leapfrog import LeapfrogOutput, tempering
+from hfgen.models.layers.leapfrog import LeapfrogOutput, TemperedLeapfrog, tempering
 from hfgen.models.layers.metric import Metric
 
 
-class RiemannianLeapfrog(ModelMixin, ConfigMixin):
+class RiemannianLeapfrog(TemperedLeapfrog, ModelMixin, ConfigMixin):
     """Tempered dynamics of H(z, rho) = U(z) + ln det G(z) / 2 + rho^T G^-1(z) rho / 2 (Chadebec et
     al. 2020, section 3.2), by the generalised leapfrog (Girolami & Calderhead 2011, eq. 16-18).
 
@@ -22,7 +22,8 @@ class RiemannianLeapfrog(ModelMixin, ConfigMixin):
 
     Args:
         num_steps: K.
-        step_size: of all steps, at the start; learned, below ``max_step_size``.
+        step_size: of all steps, at the start; learned, below ``max_step_size``. Where the metric is
+            small momenta are large, and the fixed points diverge at steps ten times these.
         max_step_size: upper end of the learned step size.
         temperature: beta_0 at the start, in (0, 1); learned.
         num_rounds: of the fixed points.
@@ -32,8 +33,8 @@ class RiemannianLeapfrog(ModelMixin, ConfigMixin):
     def __init__(
         self,
         num_steps: int = 3,
-        step_size: float = 0.01,
-        max_step_size: float = 0.1,
+        step_size: float = 0.001,
+        max_step_size: float = 0.01,
         temperature: float = 0.3,
         num_rounds: int = 3,
     ):
@@ -43,19 +44,7 @@ class RiemannianLeapfrog(ModelMixin, ConfigMixin):
                 "RiemannianLeapfrog: num_steps and num_rounds must be at least 1, got "
                 f"{num_steps} and {num_rounds}"
             )
-        if not 0 < step_size < max_step_size or not 0 < temperature < 1:
-            raise ValueError(
-                "RiemannianLeapfrog: needs 0 < step_size < max_step_size and temperature in "
-                f"(0, 1), got {step_size}, {max_step_size} and {temperature}"
-            )
-        share = torch.tensor(step_size / max_step_size)
-        self.step_logit = nn.Parameter(torch.logit(share))
-        self.temperature_logit = nn.Parameter(torch.logit(torch.tensor(temperature)))
-
-    @property
-    def beta(self) -> Tensor:
-        """beta_0, a scalar."""
-        return torch.sigmoid(self.temperature_logit)
+        self.learn((), step_size, max_step_size, temperature)
 
     def forward(
         self,
@@ -71,7 +60,7 @@ class RiemannianLeapfrog(ModelMixin, ConfigMixin):
             gradient: z -> the gradient of U there, [B, D].
             metric: on the latent space.
         """
-        step = self.config["max_step_size"] * torch.sigmoid(self.step_logit)
+        step = self.step
         slope = gradient(z)
         for factor in tempering(self.beta, self.config["num_steps"]):
             half = self._half_momentum(z, momentum, slope, step, metric)

@@ -7,7 +7,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from hfgen.models.layers.conv import DownBlock, UpBlock, group_norm
+from hfgen.models.layers.conv import down_stack, group_norm, halved_sizes, up_stack
 from hfgen.models.layers.vq import build_quantizer
 from hfgen.models.layers.vq_autoencoder import QuantizedAutoencoder
 
@@ -46,31 +46,18 @@ class VQVAE(QuantizedAutoencoder, ModelMixin, ConfigMixin):
         scaling_factor: float = 1.0,
     ):
         super().__init__()
-        if sample_size < 2 ** len(block_out_channels):
-            raise ValueError(
-                f"VQVAE: sample_size {sample_size} is too small to halve "
-                f"{len(block_out_channels)} times (block_out_channels={tuple(block_out_channels)})"
-            )
+        sizes = halved_sizes("VQVAE", sample_size, block_out_channels)
         self.gradient_checkpointing = False
-        classes = num_class_embeds or 0
-        sizes = [sample_size]
-        for _ in block_out_channels:
-            sizes.append((sizes[-1] + 1) // 2)
-        widths = [in_channels + classes, *block_out_channels]
-        ends = [out_channels or in_channels, *widths[1:]]
-        levels = range(len(block_out_channels))
+        classes, width = num_class_embeds or 0, block_out_channels[-1]
         self.codebook = build_quantizer(quantizer or {"type": "vq"})
         self.size = sizes[-1]
-        self.down_blocks = nn.ModuleList(
-            [DownBlock(widths[i], widths[i + 1], layers_per_block) for i in levels]
-        )
+        self.down_blocks = down_stack(in_channels + classes, block_out_channels, layers_per_block)
         self.to_latents = nn.Sequential(
-            group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], self.codebook.dim, 1)
+            group_norm(width), nn.SiLU(), nn.Conv2d(width, self.codebook.dim, 1)
         )
-        self.from_latents = nn.Conv2d(self.codebook.dim + classes, widths[-1], 1)
-        self.up_blocks = nn.ModuleList(
-            [UpBlock(ends[i + 1], ends[i], layers_per_block, sizes[i]) for i in reversed(levels)]
-        )
+        self.from_latents = nn.Conv2d(self.codebook.dim + classes, width, 1)
+        ends = out_channels or in_channels
+        self.up_blocks = up_stack(ends, block_out_channels, layers_per_block, sizes)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from diffusers.models.autoencoders.vae import DecoderOutput
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
-from hfgen.models.layers.conv import DownBlock, UpBlock, group_norm
+from hfgen.models.layers.conv import down_stack, group_norm, halved_sizes, up_stack
 from hfgen.models.layers.vq_autoencoder import QuantizedAutoencoder
 from hfgen.models.layers.vq_hierarchical import HierarchicalQuantizer
 
@@ -57,11 +57,7 @@ class HierarchicalVQVAE(QuantizedAutoencoder, ModelMixin, ConfigMixin):
     ):
         super().__init__()
         depth = len(block_out_channels)
-        if sample_size < 2**depth:
-            raise ValueError(
-                f"HierarchicalVQVAE: sample_size {sample_size} is too small to halve {depth} times "
-                f"(block_out_channels={tuple(block_out_channels)})"
-            )
+        sizes = halved_sizes("HierarchicalVQVAE", sample_size, block_out_channels)
         if not 1 <= num_levels <= depth:
             raise ValueError(
                 f"HierarchicalVQVAE: num_levels must be from 1 to {depth}, the number of "
@@ -69,13 +65,8 @@ class HierarchicalVQVAE(QuantizedAutoencoder, ModelMixin, ConfigMixin):
             )
         self.gradient_checkpointing = False
         classes, self.num_levels = num_class_embeds or 0, num_levels
-        sizes = [sample_size]
-        for _ in block_out_channels:
-            sizes.append((sizes[-1] + 1) // 2)
         self.sizes = sizes[: -num_levels - 1 : -1]  # of the levels, from the top
-        widths = [in_channels + classes, *block_out_channels]
-        ends = [out_channels or in_channels, *widths[1:]]
-        coded = widths[: -num_levels - 1 : -1]
+        coded = block_out_channels[: -num_levels - 1 : -1]
         options = dict(quantizer or {})
         if options.pop("type", "vq") != "vq":
             raise ValueError(
@@ -85,9 +76,7 @@ class HierarchicalVQVAE(QuantizedAutoencoder, ModelMixin, ConfigMixin):
             self.codebook = HierarchicalQuantizer(tuple(s * s for s in self.sizes), **options)
         except TypeError as error:
             raise ValueError(f"quantizer: vq does not take these options: {error}") from None
-        self.down_blocks = nn.ModuleList(
-            [DownBlock(widths[i], widths[i + 1], layers_per_block) for i in range(depth)]
-        )
+        self.down_blocks = down_stack(in_channels + classes, block_out_channels, layers_per_block)
         self.to_latents = nn.ModuleList(
             [_to_latents(c if i == 0 else 2 * c, self.codebook.dim) for i, c in enumerate(coded)]
         )
@@ -97,12 +86,8 @@ class HierarchicalVQVAE(QuantizedAutoencoder, ModelMixin, ConfigMixin):
                 for i, c in enumerate(coded)
             ]
         )
-        self.up_blocks = nn.ModuleList(
-            [
-                UpBlock(ends[i + 1], ends[i], layers_per_block, sizes[i])
-                for i in reversed(range(depth))
-            ]
-        )
+        ends = out_channels or in_channels
+        self.up_blocks = up_stack(ends, block_out_channels, layers_per_block, sizes)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -75,8 +75,7 @@ class RiemannianELBO(Objective):
             (slope,) = torch.autograd.grad(-log_joint(z).sum(), z, create_graph=True)
             return slope
 
-        root = torch.linalg.cholesky(torch.linalg.inv(metric.inverse(start)))
-        noise = torch.einsum("bde,be->bd", root, rng.randn("momentum", start.shape))
+        noise = torch.einsum("bde,be->bd", metric.root(start), rng.randn("momentum", start.shape))
         z, momentum = leapfrog(
             start,
             noise * leapfrog.beta.rsqrt(),

@@ -119,6 +119,8 @@ def test_wrong_size_is_named(kind):
 def test_impossible_sizes_are_named():
     with pytest.raises(ValueError, match="hidden_size must be at least 1, got 0"):
         MLPVAE(hidden_size=0)
+    with pytest.raises(ValueError, match="ConvVAE: block_out_channels is empty"):
+        ConvVAE(block_out_channels=())
     with pytest.raises(ValueError, match="too small to halve 3 times"):
         ConvVAE(sample_size=4)
 

@@ -48,6 +48,19 @@ def test_metric_is_positive_definite_and_its_forms_agree(dim):
     torch.testing.assert_close(far, 0.05 * torch.eye(dim).double().expand_as(far))
 
 
+def test_what_is_not_finite_goes_through_to_the_loss():
+    """Where the trainer stops the run with a checkpoint and says what to try."""
+    broken = Metric(torch.full((1, 2), math.nan), torch.eye(2)[None], 0.8, 0.01)
+    z = torch.zeros(3, 2)
+    assert broken.root(z).isnan().any() and broken.log_volume(z).isnan().all()
+    assert broken.slope(z, z + 1).isnan().all()
+    metric = curved()
+    lower = metric.root(points())
+    torch.testing.assert_close(
+        lower @ lower.mT @ metric.inverse(points()), torch.eye(2).double().expand(7, 2, 2)
+    )
+
+
 def test_slope_is_the_gradient_of_the_energy():
     metric, z, momentum = curved(), points().requires_grad_(), points() * 2 + 1
 

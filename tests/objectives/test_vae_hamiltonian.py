@@ -112,5 +112,5 @@ def test_gradients_reach_encoder_decoder_and_flow():
     models["leapfrog"] = LeapfrogFlow(latent_dim=5)
     with pytest.raises(HfgenError, match=r"leapfrog.latent_dim is 5, but .* latents are \(3,\)"):
         HamiltonianELBO().loss("vae", models, batch, Rng(0), START)
-    with pytest.raises(ValueError, match="num_steps >= 1"):
+    with pytest.raises(ValueError, match="num_steps must be at least 1, got 0"):
         LeapfrogFlow(num_steps=0)

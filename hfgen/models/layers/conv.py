@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -64,3 +66,43 @@ class UpBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = self.up(F.silu(self.norm(self.blocks(x))))
         return x[..., : self.size, : self.size]
+
+
+def halved_sizes(owner: str, sample_size: int, block_out_channels: Sequence[int]) -> list[int]:
+    """Sides of the image and of the map after each halving, rounded up.
+
+    Raises:
+        ValueError: of ``owner``: no halving, or an image too small to halve so often.
+    """
+    if not block_out_channels:
+        raise ValueError(f"{owner}: block_out_channels is empty; give the channels of each halving")
+    if sample_size < 2 ** len(block_out_channels):
+        raise ValueError(
+            f"{owner}: sample_size {sample_size} is too small to halve "
+            f"{len(block_out_channels)} times (block_out_channels={tuple(block_out_channels)})"
+        )
+    sizes = [sample_size]
+    for _ in block_out_channels:
+        sizes.append((sizes[-1] + 1) // 2)
+    return sizes
+
+
+def down_stack(in_channels: int, block_out_channels: Sequence[int], layers: int) -> nn.ModuleList:
+    """From the image to the smallest map."""
+    widths = [in_channels, *block_out_channels]
+    return nn.ModuleList(
+        [DownBlock(a, b, layers) for a, b in zip(widths[:-1], widths[1:], strict=True)]
+    )
+
+
+def up_stack(
+    out_channels: int, block_out_channels: Sequence[int], layers: int, sizes: Sequence[int]
+) -> nn.ModuleList:
+    """Back from the smallest map to the image, by the ``sizes`` of the way down."""
+    widths = [out_channels, *block_out_channels]
+    return nn.ModuleList(
+        [
+            UpBlock(widths[i + 1], widths[i], layers, sizes[i])
+            for i in reversed(range(len(block_out_channels)))
+        ]
+    )

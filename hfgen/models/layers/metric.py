@@ -43,20 +43,36 @@ class Metric:
         exact = torch.promote_types(z.dtype, torch.float32)
         return (mixed + self.regularization * eye).to(exact)
 
+    def at(self, z: Tensor) -> Tensor:
+        """G at z [B, D], [B, D, D], in float32 at least."""
+        return torch.linalg.inv_ex(self.inverse(z)).inverse
+
+    def root(self, z: Tensor) -> Tensor:
+        """The lower triangular L with L L^T = G at z [B, D], [B, D, D]."""
+        return _cholesky(self.at(z))
+
     def log_volume(self, z: Tensor) -> Tensor:
         """ln sqrt(det G^-1) at z [B, D], [B]."""
-        return torch.linalg.cholesky(self.inverse(z)).diagonal(dim1=1, dim2=2).log().sum(1)
+        return _cholesky(self.inverse(z)).diagonal(dim1=1, dim2=2).log().sum(1)
 
     def slope(self, z: Tensor, momentum: Tensor | None = None) -> Tensor:
         """Gradient in z of rho^T G^-1 rho / 2 - ln sqrt(det G^-1), [B, D]; of the second term
         alone without a momentum [B, D].
         """
         weights, gradient = self._weights(z)
-        metric = torch.linalg.inv(self.inverse(z)).to(z.dtype)
+        metric = self.at(z).to(z.dtype)
         share = -0.5 * torch.einsum("bde,ied->bi", metric, self.matrices)
         if momentum is not None:
             share = share + 0.5 * torch.einsum("bd,ide,be->bi", momentum, self.matrices, momentum)
         return torch.einsum("bi,bid->bd", weights * share, gradient)
+
+
+def _cholesky(matrix: Tensor) -> Tensor:
+    """The lower triangular L with L L^T = ``matrix`` [B, D, D]; NaN where there is none, so that
+    a run that diverges ends at its loss and not within a formula.
+    """
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    return factor.masked_fill(failed[:, None, None] > 0, float("nan"))
 
 
 def geodesics(

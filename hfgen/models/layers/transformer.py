@@ -13,6 +13,28 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+def check_sizes(sample_size: int, patch_size: int, hidden_dim: int, heads: int) -> None:
+    """ValueError for patches that do not fill the image, or heads that do not share the width."""
+    if patch_size < 1 or sample_size % patch_size:
+        raise ValueError(f"sample_size {sample_size} is not a multiple of {patch_size=}")
+    if hidden_dim % (4 * heads):
+        raise ValueError(
+            f"hidden_dim {hidden_dim} is not a multiple of 4 * num_attention_heads={heads}"
+        )
+
+
+def row_times(timestep: Tensor | float, sample: Tensor) -> Tensor:
+    """The time of each row [B]; one number is for all."""
+    return torch.as_tensor(timestep, device=sample.device).reshape(-1).expand(len(sample))
+
+
+def join_patches(patches: Tensor, channels: int, size: int, patch_size: int) -> Tensor:
+    """[B, N, C * P * P] -> [B, C, size, size]."""
+    side = size // patch_size
+    grid = patches.reshape(-1, side, side, channels, patch_size, patch_size)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(-1, channels, size, size)
+
+
 def sinusoidal_embedding(time: Tensor, width: int, max_period: float = 10_000.0) -> Tensor:
     """[cos, sin] of ``time`` [B] at ``width`` / 2 geometric frequencies (Vaswani et al. 2017)."""
     half = width // 2
