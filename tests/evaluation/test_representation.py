@@ -95,6 +95,28 @@ def test_mig_and_the_vote_are_exact_on_perfect_codes():
     assert SCORES["factor_vae"](without_noise, factors) == 1
 
 
+def test_the_vote_normalises_variances_and_leaves_out_dead_dimensions():
+    latents, factors = perfect()
+    codes = latents[:, [0, 2, 3]] * [5.0, 1.0, 2.0] + [1.0, -7.0, 0.0]
+    dead = 1e-4 * np.random.default_rng(0).normal(size=(len(codes), 2))
+    padded = np.concatenate([dead, codes, np.zeros((len(codes), 1))], axis=1)
+    assert SCORES["factor_vae"](padded, factors) == 1
+
+
+def test_the_vote_names_one_factor_for_each_latent():
+    """A code of two of three factors cannot exceed 2 / 3, however clean; see docs/vae.md."""
+    latents, factors = perfect()
+    assert SCORES["factor_vae"](latents[:, [0, 2]], factors) == pytest.approx(2 / 3, abs=0.08)
+
+
+def test_the_vote_is_a_guess_on_codes_that_mix_everything_and_on_noise():
+    guess = 1 / 3  # three factors
+    assert SCORES["factor_vae"](*entangled()) == pytest.approx(guess, abs=0.15)
+    latents, factors = perfect()
+    noise = np.random.default_rng(0).permutation(latents)
+    assert SCORES["factor_vae"](noise, factors) == pytest.approx(guess, abs=0.12)
+
+
 def test_dci_informativeness_survives_entanglement_and_noise_does_not():
     latents, factors = perfect()
     assert dci(latents, factors).informativeness == 1

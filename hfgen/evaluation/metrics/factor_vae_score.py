@@ -23,6 +23,7 @@ def factor_vae_score(
     A vote draws a factor, a level of it, and ``batch_size`` samples of that level (with
     replacement); it is for the latent whose variance, over its variance in the whole set, is
     smallest. Latents with a variance below 1e-3 of the largest have collapsed and do not vote.
+    A latent stands for one factor, so that fewer latents than factors cannot score 1.
 
     Args:
         latents: posterior means [N, D].
