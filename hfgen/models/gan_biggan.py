@@ -15,7 +15,6 @@ from hfgen.models.layers.gan import (
     ClassHead,
     DiscriminatorOutput,
     GeneratorOutput,
-    check_attention,
     check_labels,
     embed_labels,
     label_embedding,
@@ -28,11 +27,11 @@ from hfgen.models.layers.resample import conv_upsampled
 from hfgen.models.layers.resnet_gan import (
     ConditionalBatchNorm,
     DownBlock,
-    SelfAttention,
     UpBlock,
     attention_at,
     conv,
     init_orthogonal,
+    with_attention,
 )
 from hfgen.models.layers.spectral_norm import SNConv2d, SNLinear, effective_weight
 
@@ -259,19 +258,18 @@ class BigGANDiscriminator(ModelMixin, ConfigMixin):
         base, n = stages(sample_size)
         widths = stage_widths(channels, n)[::-1]
         sizes = [base * 2 ** (n - i) for i in range(1, n + 1)]
-        check_attention(attention_size, sizes)
         if deep and any(b < a for a, b in pairwise(widths)):
             raise ValueError(f"channels {widths[::-1]}: must not grow, since a skip adds channels")
         colours = required("in_channels", in_channels)
         blocks: list[nn.Module] = [conv(colours, widths[0], 3, True)] if deep else []
-        inputs = [widths[0] if deep else colours, *widths]
-        for i, ((a, b), size) in enumerate(zip(pairwise(inputs), sizes, strict=True)):
-            if deep:
-                blocks += [DeepDownBlock(a, b, down=True), DeepDownBlock(b, b, down=False)]
-            else:
-                blocks.append(DownBlock(a, b, first=i == 0))
-            if size == attention_size:
-                blocks.append(SelfAttention(b))
+        pairs = pairwise([widths[0] if deep else colours, *widths])
+        halvings = (
+            [DeepDownBlock(a, b, down=True), DeepDownBlock(b, b, down=False)]
+            if deep
+            else [DownBlock(a, b, first=i == 0)]
+            for i, (a, b) in enumerate(pairs)
+        )
+        blocks += with_attention(halvings, widths, sizes, attention_size)
         if not deep:
             blocks.append(DownBlock(widths[-1], widths[-1], down=False))
         self.blocks = nn.Sequential(*blocks)

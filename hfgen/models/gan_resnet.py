@@ -18,7 +18,6 @@ from hfgen.models.layers.gan import (
     ClassHead,
     DiscriminatorOutput,
     GeneratorOutput,
-    check_attention,
     check_labels,
     class_weights,
     required,
@@ -28,11 +27,11 @@ from hfgen.models.layers.gan import (
 from hfgen.models.layers.resnet_gan import (
     ConditionalBatchNorm,
     DownBlock,
-    SelfAttention,
     UpBlock,
     attention_at,
     conv,
     init_xavier,
+    with_attention,
 )
 from hfgen.models.layers.spectral_norm import SNLinear
 
@@ -139,13 +138,9 @@ class ResNetDiscriminator(ModelMixin, ConfigMixin):
         halvings = max(n - 1, 1)
         widths = stage_widths(channels, halvings)[::-1]
         sizes = [base * 2 ** (n - i) for i in range(1, halvings + 1)]
-        check_attention(attention_size, sizes)
-        blocks: list[nn.Module] = []
         pairs = pairwise([required("in_channels", in_channels), *widths])
-        for i, ((a, b), size) in enumerate(zip(pairs, sizes, strict=True)):
-            blocks.append(DownBlock(a, b, first=i == 0))
-            if size == attention_size:
-                blocks.append(SelfAttention(b))
+        halved = ([DownBlock(a, b, first=i == 0)] for i, (a, b) in enumerate(pairs))
+        blocks = with_attention(halved, widths, sizes, attention_size)
         blocks += [DownBlock(widths[-1], widths[-1], down=False) for _ in range(2)]
         self.blocks = nn.Sequential(*blocks)
         self.head = SNLinear(widths[-1], 1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, EDMEulerScheduler, UNet2DModel
+from diffusers import AutoencoderKL, DDPMPipeline, DDPMScheduler, EDMEulerScheduler
 from torch import nn
 
 from hfgen.data import TensorSource
@@ -15,27 +15,13 @@ from hfgen.hidden import layer_outputs, middle_layer
 from hfgen.models.transformer_pixel import PixelTransformer
 from hfgen.pipelines.diffusion_pipeline import DenoisingPipeline
 from hfgen.rng import Rng
+from tests.tiny_unet import tiny_unet as unet
 
 
 def transformer(**options) -> PixelTransformer:
     torch.manual_seed(0)
     sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "hidden_dim": 32}
     return PixelTransformer(**sizes, num_layers=4, **options).eval()
-
-
-def unet(**options) -> UNet2DModel:
-    torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        **options,
-    ).eval()
 
 
 def images(count: int = 6) -> torch.Tensor:

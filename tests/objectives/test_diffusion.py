@@ -41,6 +41,7 @@ from hfgen.objectives.diffusion_weightings import (
     VelocityWeight,
 )
 from hfgen.rng import Rng
+from tests.tiny_unet import tiny_unet as unet
 
 CLOCK = Clock(step=0, images_seen=0, total_images=1)
 SCHEDULERS = {
@@ -308,21 +309,6 @@ def test_weights_are_finite_at_zero_snr(name):
 
 
 # --- labels, splits, export ---
-
-
-def unet(**options) -> UNet2DModel:
-    torch.manual_seed(0)
-    return UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        **options,
-    )
 
 
 def batch(rows: int = 32) -> dict[str, torch.Tensor]:

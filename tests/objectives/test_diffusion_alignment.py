@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from diffusers import DDPMScheduler, UNet2DModel
+from diffusers import DDPMScheduler
 from torch import nn
 
 from hfgen.errors import HfgenError
@@ -14,6 +14,7 @@ from hfgen.objectives.base import Clock
 from hfgen.objectives.diffusion import Diffusion
 from hfgen.objectives.diffusion_alignment import AlignedDiffusion
 from hfgen.rng import Rng
+from tests.tiny_unet import tiny_unet
 
 CLOCK = Clock(step=0, images_seen=0, total_images=100)
 BACKBONE = {
@@ -116,17 +117,7 @@ def test_micro_batches_sum_to_the_whole():
 
 
 def test_a_unets_bottom_can_be_aligned_too():
-    network = UNet2DModel(
-        sample_size=8,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-    )
-    _, terms = loss_of(AlignedDiffusion(layer="mid_block"), {**models(), "unet": network})
+    _, terms = loss_of(AlignedDiffusion(layer="mid_block"), {**models(), "unet": tiny_unet()})
     assert terms["similarity"].isfinite()
 
 

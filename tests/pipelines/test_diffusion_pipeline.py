@@ -18,23 +18,9 @@ from diffusers import (
 
 from hfgen.models.transformer_pixel import PixelTransformer
 from hfgen.pipelines.diffusion_pipeline import DenoisingPipeline
+from tests.tiny_unet import tiny_unet as unet
 
 SIZE = 8
-
-
-def unet(seed: int = 0, **options) -> UNet2DModel:
-    torch.manual_seed(seed)
-    return UNet2DModel(
-        sample_size=SIZE,
-        in_channels=1,
-        out_channels=1,
-        block_out_channels=(8, 16),
-        down_block_types=("DownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "UpBlock2D"),
-        layers_per_block=1,
-        norm_num_groups=4,
-        **options,
-    ).eval()
 
 
 def gaussian() -> PixelTransformer:

@@ -4,6 +4,8 @@ normalisation.
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -122,6 +124,24 @@ def attention_at(widths: list[int], sizes: list[int], attention_size: int | None
         SelfAttention(width) if size == attention_size else nn.Identity()
         for width, size in zip(widths, sizes, strict=True)
     )
+
+
+def with_attention(
+    stages: Iterable[Sequence[nn.Module]],
+    widths: list[int],
+    sizes: list[int],
+    attention_size: int | None,
+) -> list[nn.Module]:
+    """The layers of all stages in a row, with self-attention behind the stage whose feature map has
+    that side; ValueError where there is no such map.
+    """
+    check_attention(attention_size, sizes)
+    row: list[nn.Module] = []
+    for stage, width, size in zip(stages, widths, sizes, strict=True):
+        row += stage
+        if size == attention_size:
+            row.append(SelfAttention(width))
+    return row
 
 
 @torch.no_grad()
