@@ -74,8 +74,8 @@ def verdict(name: str, scores: list[dict[str, Any]], plain: list[dict[str, Any]]
     units, factors = int(value(scores, "active_units")), len(FACTOR_NAMES)
     limit = (
         f" Only {units} of its units are in use, for {factors} factors: a majority vote names at "
-        f"most one factor for each, so that the FactorVAE score cannot exceed {units / factors:.1f};"
-        " the penalty is too strong at this size and length of training."
+        "most one factor for each, so that the FactorVAE score cannot exceed "
+        f"{units / factors:.1f}; the penalty is too strong at this size and length of training."
         if units < factors
         else ""
     )
