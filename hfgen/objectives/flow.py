@@ -175,10 +175,13 @@ class FlowMaps(Objective):
         t, r = self.target.times(rng, len(x))
         x_t = path.add_noise(x, noise, t)
         labels = class_labels(network, batch, rng, self.label_dropout)
-        u = flow_map(network, path, labels)
-        velocity = self._velocity(network, path, labels, x_t, t, noise - x)
-        target = self.target.target(u, x_t, t, r, velocity)
-        error = per_image_error(u(x_t, t, r), target)
+        target = self._velocity(network, path, labels, x_t, t, noise - x)
+        moving = (t > r).nonzero().squeeze(1)  # where r = t the target is the velocity, for nothing
+        if len(moving):
+            u = flow_map(network, path, None if labels is None else labels[moving])
+            parts = (tensor[moving] for tensor in (x_t, t, r, target))
+            target = target.index_copy(0, moving, self.target.target(u, *parts).to(target))
+        error = per_image_error(flow_map(network, path, labels)(x_t, t, r), target)
         weight = (error.detach() + self.offset) ** -self.power
         still = (t == r).float()
         rows = {"mse": error.mean(), "velocity_mse": (error * still).sum() / still.sum().clamp(1)}

@@ -157,6 +157,19 @@ def test_flow_maps_train_and_split(objective):
     torch.testing.assert_close(torch.stack(parts).mean(), whole, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.0, 0.5, 1.0])
+def test_rows_that_stand_still_cost_no_derivative(share):
+    """A central difference evaluates the network twice, for the rows with r < t alone."""
+    seen, model = [], network(num_class_embeds=4)
+    model.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    target = MeanFlowTarget(derivative="difference", instantaneous=share)
+    models = {"unet": model, "scheduler": FlowMapEulerDiscreteScheduler()}
+    FlowMaps(target=target).loss("flow_map", models, data(), Rng(0, 0), START)
+    t, r = target.times(Rng(0, 0), len(data()["images"]))
+    moving = int((t > r).sum())
+    assert sorted(seen) == sorted([moving] * 2 * (moving > 0) + [len(t)])
+
+
 def test_jvp_and_difference_give_one_gradient():
     gradients = []
     for derivative in ("jvp", "difference"):
