@@ -42,7 +42,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return options.command(options, rest)
     except HfgenError as error:
-        print(f"hfgen: error: {' '.join(str(error).split())}", file=sys.stderr)
+        # one write: processes of a launch share the stream, unbuffered
+        sys.stderr.write(f"hfgen: error: {' '.join(str(error).split())}\n")
         return 2
     except KeyboardInterrupt:
         print("hfgen: interrupted", file=sys.stderr)
@@ -292,21 +293,21 @@ def _compare_schedulers(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace, _: list[str]) -> int:
-    from hfgen.run import export_checkpoint
+    from hfgen.export import export_checkpoint
 
     print(f"pipeline: {export_checkpoint(options.run, options.checkpoint, options.ema)}")
     return 0
 
 
 def _ema(options: argparse.Namespace, _: list[str]) -> int:
-    from hfgen.run import export_ema
+    from hfgen.export import export_ema
 
     print(f"pipeline: {export_ema(options.run, options.sigma_rel, options.output)}")
     return 0
 
 
 def _fit_prior(options: argparse.Namespace, _: list[str]) -> int:
-    from hfgen.run import fit_prior_of_run
+    from hfgen.export import fit_prior_of_run
 
     path = fit_prior_of_run(
         options.run,

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
+from hfgen.export import assemble
 from hfgen.models.gan_dcgan import DCGANGenerator
 from hfgen.models.gan_r3gan import R3GANGenerator
 from hfgen.models.gan_resnet import ResNetGenerator
 from hfgen.objectives.gan import GAN
 from hfgen.recipe import load
-from hfgen.run import assemble
 from hfgen.standing_statistics import BATCH, set_standing_statistics
 
 

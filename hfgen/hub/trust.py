@@ -24,8 +24,11 @@ def ask(source: str, files: list[str], *, trust_remote_code: bool = False) -> No
         return
     named = ", ".join(files)
     if not (sys.stdin and sys.stdin.isatty()):
+        is_run = (Path(source) / "checkpoints").is_dir()
+        anew = f", or write it with the installed code: hfgen export {source}" if is_run else ""
         raise HfgenError(
             f"{source}: brings code of its own ({named}); read it, then add --trust-remote-code"
+            + anew
         )
     print(f"{source} brings code that would run on this machine:", file=sys.stderr)
     for name in files:
