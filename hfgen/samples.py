@@ -225,6 +225,10 @@ def sample_to_file(
         raise HfgenError(
             f"sample: --guidance-scale {given['guidance_scale']}: must not be negative"
         )
+    if given.get("num_inference_steps", 1) < 1:  # stock pipelines hand back noise, or divide by 0
+        raise HfgenError(
+            f"sample: --num-inference-steps {given['num_inference_steps']}: must be at least 1"
+        )
     for name in [*given, *(["class_labels"] if class_labels else [])]:
         if name not in accepted:
             raise HfgenError(

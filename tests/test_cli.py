@@ -10,11 +10,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from diffusers import DDPMPipeline, DDPMScheduler
 from PIL import Image
 
 import hfgen
 from hfgen.cli import main
 from hfgen.errors import HfgenError
+from tests.tiny_unet import tiny_unet
 
 TINY = [
     "--training.max_steps",
@@ -73,6 +75,14 @@ def test_train_from_python_and_sample(tmp_path):
     )
     with Image.open(output) as grid:
         assert grid.size == (3 * 30 + 2, 3 * 30 + 2)
+
+
+@pytest.mark.parametrize("steps", ["0", "-3"])
+def test_a_stock_pipeline_takes_a_step_at_least(steps, capsys, tmp_path):
+    DDPMPipeline(tiny_unet(), DDPMScheduler()).save_pretrained(tmp_path / "stock")
+    words = ["--num-inference-steps", steps, "--output", str(tmp_path / "grid.png")]
+    said = fails(capsys, "sample", str(tmp_path / "stock"), *words)
+    assert f"--num-inference-steps {steps}: must be at least 1" in said
 
 
 def test_a_grid_does_not_depend_on_the_batch_size(tmp_path):

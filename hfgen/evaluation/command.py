@@ -70,6 +70,10 @@ def run_evaluate(options: argparse.Namespace, rest: list[str]) -> int:
     if options.metrics is not None:
         settings["metrics"] = tuple(name for name in options.metrics.split(",") if name)
     call = _pairs("--call", options.call, literal=True)
+    if options.num_inference_steps is not None and options.num_inference_steps < 1:
+        raise HfgenError(
+            f"evaluate: --num-inference-steps {options.num_inference_steps}: must be at least 1"
+        )
     for name in ("num_inference_steps", "guidance_scale"):
         if getattr(options, name) is not None:
             call[name] = getattr(options, name)

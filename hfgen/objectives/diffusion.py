@@ -187,8 +187,22 @@ def predict(
     seen: Tensor | None = None,
 ) -> Tensor:
     """The network's output, float32, for noisy images ``x_t`` [B, C, H, W] at times ``t`` [B]."""
+    check_channels(network, x_t if seen is None else torch.cat([x_t, seen], dim=1))
     sample, time = param.path.model_input(x_t, t)
     return run_network(network, sample, time, labels, seen=seen).float()
+
+
+def check_channels(network: nn.Module, sample: Tensor) -> None:
+    """HfgenError where ``network`` takes another number of channels than ``sample`` [B, C, H, W]
+    has.
+    """
+    config: Any = network.config
+    given = sample.shape[1]
+    if config.get("in_channels", given) != given:
+        raise HfgenError(
+            f"the network takes {config['in_channels']} channel(s), but is given {given}; set its "
+            "in_channels to the data's (twice that many with self_conditioning)"
+        )
 
 
 def per_image_error(output: Tensor, target: Tensor) -> Tensor:

@@ -18,7 +18,12 @@ from torch import Tensor, nn
 from hfgen.denoising import LinearPath, like_image, run_network
 from hfgen.errors import HfgenError
 from hfgen.objectives.base import Batch, Clock, Objective, Phase, detach
-from hfgen.objectives.diffusion import class_labels, per_image_error, scheduler_parameterisation
+from hfgen.objectives.diffusion import (
+    check_channels,
+    class_labels,
+    per_image_error,
+    scheduler_parameterisation,
+)
 from hfgen.rng import Rng
 
 FlowMap = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -174,6 +179,7 @@ class FlowMaps(Objective):
         noise = rng.randn("noise", x.shape)
         t, r = self.target.times(rng, len(x))
         x_t = path.add_noise(x, noise, t)
+        check_channels(network, x)
         labels = class_labels(network, batch, rng, self.label_dropout)
         target = self._velocity(network, path, labels, x_t, t, noise - x)
         moving = (t > r).nonzero().squeeze(1)  # where r = t the target is the velocity, for nothing

@@ -123,6 +123,7 @@ def test_every_option_reaches_the_evaluation(model, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
+        (["--num-inference-steps", "0"], "--num-inference-steps 0: must be at least 1"),
         (["--num-inference-steps", "5"], "num_inference_steps: VAEPipeline takes no such argument"),
         (["--guidance-scale", "2"], "guidance_scale: VAEPipeline takes no such argument"),
         (["--call", "eta=1"], "eta: VAEPipeline takes no such argument"),

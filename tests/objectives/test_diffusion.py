@@ -65,7 +65,7 @@ def loss_floor(scheduler, std: float, t: torch.Tensor) -> torch.Tensor:
 def test_the_optimal_denoiser_has_the_analytic_loss(name):
     scheduler, std, rng = SCHEDULERS[name], 0.3, Rng(0, 0, "denoise")
     objective = Diffusion(time=LogNormalTime(mean=-0.5, std=1.0))
-    images = std * torch.randn(512, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    images = std * torch.randn(512, 1, 28, 28, generator=torch.Generator().manual_seed(1))
     models = {"unet": Optimal(scheduler, std), "scheduler": scheduler}
     loss, terms = objective.loss("denoise", models, {"images": images}, rng, CLOCK)
     t = objective.time.sample(rng, 512, parameterisation(scheduler).path)
@@ -390,6 +390,15 @@ def test_a_network_of_another_shape_is_one_line():
     with pytest.raises(HfgenError, match=r"puts out \[3, 8, 8\] for images of \[1, 8, 8\]"):
         models = {"unet": wrong, "scheduler": DDPMScheduler()}
         Diffusion().loss("denoise", models, batch(), Rng(0), CLOCK)
+
+
+@pytest.mark.parametrize(("channels", "self_conditioning"), [(3, 0.0), (1, 0.5)])
+def test_a_network_of_other_channels_is_one_line(channels, self_conditioning):
+    objective = Diffusion(self_conditioning=self_conditioning)
+    models = {"unet": unet(in_channels=channels), "scheduler": DDPMScheduler()}
+    given = 2 if self_conditioning else 1
+    with pytest.raises(HfgenError, match=rf"takes {channels} channel\(s\), but is given {given}"):
+        objective.loss("denoise", models, batch(), Rng(0), CLOCK)
 
 
 @pytest.mark.parametrize("name", ["ddpm", "flow"])
