@@ -100,6 +100,7 @@ def build_components(
     for role, value in settings.items():
         if is_loaded(value):
             _check_fits(role, components[role], follow, recipe)
+    _check_space(components)
     return {**components, **recipe.objective.extra_models()}
 
 
@@ -169,6 +170,25 @@ def _check_fits(role: str, model: Any, follow: Mapping[str, Any], recipe: Recipe
                 f"model.{role}: {type(model).__name__} was trained with {name} {has}, "
                 f"model.{part} gives {wanted}; give another one"
             )
+
+
+CURVED = {"vmf": "SphereUniformPrior", "poincare": "PoincarePrior"}
+"""Posteriors on a curved space, whose densities are per unit of its own volume, and its prior."""
+
+
+def _check_space(components: Mapping[str, Any]) -> None:
+    """HfgenError where posterior and prior live on different spaces: the KL would mean nothing."""
+    if "vae" not in components:
+        return
+    kind = (components["vae"].config.get("posterior") or {}).get("type", "gaussian")
+    prior = type(components["prior"]).__name__ if "prior" in components else "none"
+    needed = CURVED.get(kind)
+    if needed != prior and (needed or prior in CURVED.values()):
+        valid = needed or "a prior on flat space, or none"
+        raise HfgenError(
+            f"model.prior: {prior} does not go with model.vae.posterior {kind}: they live on "
+            f"different spaces; valid: {valid}"
+        )
 
 
 def build_pipeline(recipe: Recipe, components: Mapping[str, Any]) -> DiffusionPipeline:

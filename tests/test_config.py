@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hfgen import recipe as recipes
-from hfgen.build import build_component
+from hfgen.build import build_component, build_components
 from hfgen.config import merge, nest, parse_overrides, parse_yaml, to_yaml
+from hfgen.data import DataSpec
 from hfgen.errors import HfgenError
 
 
@@ -61,6 +62,23 @@ def test_a_mistake_is_one_line(settings_, said):
 def test_a_flow_needs_a_flat_latent(kind):
     with pytest.raises(HfgenError, match=f"{kind} has one of its own; flows .* need the flat"):
         build_component("vae", {"type": kind, "posterior": {"type": "iaf"}})
+
+
+SPACES = [
+    ("mnist-poincare-vae", "gaussian", "PoincarePrior does not go with .* gaussian: .* flat space"),
+    ("mnist-svae", "poincare", "SphereUniformPrior does not go with .*; valid: PoincarePrior"),
+    ("mnist-vae", "vmf", "none does not go with .* vmf: .*; valid: SphereUniformPrior"),
+]
+
+
+@pytest.mark.parametrize(("name", "posterior", "said"), SPACES)
+def test_posterior_and_prior_live_on_one_space(name, posterior, said):
+    recipe = recipes.load(name, {"model": {"vae": {"posterior": {"type": posterior}}}})
+    data = DataSpec(
+        name="x", split="train", num_images=1, channels=1, height=28, width=28, fingerprint="x"
+    )
+    with pytest.raises(HfgenError, match=said):
+        build_components(recipe, data)
 
 
 def test_an_unknown_recipe_names_the_near_one():

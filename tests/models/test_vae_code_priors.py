@@ -68,6 +68,11 @@ def test_what_does_not_fit_is_named(kind):
     vae = VQVAE(sample_size=8, block_out_channels=(4, 8), quantizer=quantizer)
     with pytest.raises(ValueError, match=rf"{kind.__name__}: .* is \[1, 4, 2\], but .*\[1, 8, 2\]"):
         small(kind).tie(vae)
+    vae = VQVAE(
+        sample_size=8, block_out_channels=(4, 8), quantizer={**quantizer, "num_embeddings": 4}
+    )
+    with pytest.raises(ValueError, match=r"is \[2, 3, 3\], but the .* codes are \[2, 2, 2\]"):
+        small(kind).tie(vae)
     with pytest.raises(ValueError, match="class_labels are for, and needed by"):
         small(kind).logits(torch.zeros(1, 0, dtype=torch.long), torch.tensor([0]))
 

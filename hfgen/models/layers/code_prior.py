@@ -44,6 +44,12 @@ class AutoregressiveCodes(Prior):
                 f"{type(self).__name__}: [num_quantizers, num_embeddings, channels] is "
                 f"{list(self.tables.shape)}, but the autoencoder's codes are {list(tables.shape)}"
             )
+        positions = tuple(model.latent_shape[1:])
+        if positions != self.positions:
+            raise ValueError(
+                f"{type(self).__name__}: latent_shape is {[tables.shape[2], *self.positions]}, but "
+                f"the autoencoder's codes are {[tables.shape[2], *positions]}"
+            )
         self.tables.copy_(tables)
 
     def log_prob_indices(self, indices: Tensor, class_labels: Tensor | None = None) -> Tensor:
