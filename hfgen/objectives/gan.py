@@ -149,6 +149,7 @@ class GAN(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """See ``Objective.loss``; ``phase`` is the name of one of ``phases``."""
         part = self._parts[phase]
+        check_channels(models, batch["images"])
         game = self._game(part, models, batch, rng, clock)
         # Every trained parameter is in the graph, as DDP wants it: a gradient knows no bias, and a
         # head that no regulariser looks at is not in it.
@@ -227,6 +228,17 @@ class GAN(Objective):
                     phase = name if len(lazy.sides) == 1 else f"{name}_{side}"
                     parts[phase] = _Part(side, False, {name: lazy}, lazy.every)
         return parts
+
+
+def check_channels(models: Models, images: Tensor) -> None:
+    """HfgenError where a network is for other channels than ``images`` [B, C, H, W] have."""
+    for role, name in ((GENERATOR, "out_channels"), (DISCRIMINATOR, "in_channels")):
+        config: Any = models[role].config
+        if config.get(name) not in (None, images.shape[1]):
+            raise HfgenError(
+                f"model.{role}.{name}: is {config[name]}, but the data has {images.shape[1]} "
+                "channel(s); leave it out, and it follows the data"
+            )
 
 
 def class_arguments(game: Game) -> tuple[Tensor, Tensor, Tensor]:

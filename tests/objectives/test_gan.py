@@ -151,6 +151,16 @@ def test_fakes_take_the_labels_of_the_batch():
         GAN().loss("generator", roles, {"images": rows["images"]}, rng(), CLOCK)
 
 
+@pytest.mark.parametrize("phase", ["discriminator", "generator"])
+def test_networks_for_other_channels_are_one_line(phase):
+    roles, rows = models(), batch()
+    wanted = rows["images"].shape[1]
+    rows["images"] = rows["images"][:, :1].repeat(1, wanted + 1, 1, 1)
+    message = rf"model.generator.out_channels: is {wanted}, but the data has {wanted + 1} channel"
+    with pytest.raises(HfgenError, match=message):
+        GAN().loss(phase, roles, rows, rng(), CLOCK)
+
+
 def test_generator_gets_no_gradient_in_the_discriminators_phase():
     roles, rows = models(), batch()
     GAN(r1_gamma=0).loss("discriminator", roles, rows, rng(), CLOCK)[0].backward()
