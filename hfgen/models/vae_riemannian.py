@@ -23,7 +23,7 @@ class RiemannianLeapfrog(TemperedLeapfrog, ModelMixin, ConfigMixin):
     Args:
         num_steps: K.
         step_size: of all steps, at the start; learned, below ``max_step_size``. Where the metric is
-            small momenta are large, and the fixed points diverge at steps ten times these.
+            small momenta are large, and too long a step lets the fixed points diverge.
         max_step_size: upper end of the learned step size.
         temperature: beta_0 at the start, in (0, 1); learned.
         num_rounds: of the fixed points.
