@@ -25,6 +25,7 @@ from hfgen.environment import commit
 from hfgen.errors import HfgenError
 from hfgen.evaluation import evaluate
 from hfgen.evaluation.baselines import PixelGaussian, RepeatedImages
+from hfgen.evaluation.images import PipelineImages
 from hfgen.evaluation.likelihood import has_likelihood, log_likelihood
 from hfgen.evaluation.likelihood_diffusion import denoiser
 from hfgen.evaluation.model_metrics import MODEL_METRICS, ModelEvidence
@@ -81,7 +82,7 @@ def measure(run: Path, name: str) -> None:
     if len(train) > REFERENCE_IMAGES:
         settings["reference_images"] = REFERENCE_IMAGES
     pipeline = load(run)
-    drawing = METRICS if draws_images(pipeline) else ()
+    drawing = sample_metrics(pipeline, train) if draws_images(pipeline) else ()
     settings["weights"] = {"clip": CLIP} if takes_prompt(pipeline) and Path(CLIP).is_dir() else {}
     text = text_metrics(pipeline, validation, settings["weights"])
     classes = validation.spec.num_classes
@@ -200,6 +201,12 @@ def allowed(pipeline: Any, validation: Any) -> list[str]:
     """Metrics of the model that a pipeline and its held-out images have what it takes for."""
     evidence = ModelEvidence(pipeline, validation, {})
     return [name for name, metric in MODEL_METRICS.items() if metric.applies(evidence)]
+
+
+def sample_metrics(pipeline: Any, source: Any) -> tuple[str, ...]:
+    """The same few for all; and, where it draws images of a given class, whether they are of it."""
+    images = PipelineImages(pipeline, NUM_IMAGES, conditions=source)
+    return METRICS if images.labels() is None else (*METRICS, "class_accuracy")
 
 
 def denoiser_metrics(pipeline: Any, classes: int | None) -> tuple[str, ...]:

@@ -76,7 +76,9 @@ def applicable(pipeline, validation) -> list[str]:
     samples = [
         name
         for name, metric in METRICS.items()
-        if metric.backbone is None and (vae or not metric.reconstructions)
+        if metric.backbone is None
+        and (vae or not metric.reconstructions)
+        and not metric.labelled  # by ``measure.py``, of the models that it is about
     ]
     return samples + allowed(pipeline, validation)
 

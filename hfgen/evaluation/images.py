@@ -36,6 +36,10 @@ class Images(ABC):
     def uint8(self, indices: Sequence[int]) -> Tensor:
         """Images [B, C, H, W] in 0..255."""
 
+    def labels(self) -> np.ndarray | None:
+        """The class [N] of each image, or, of samples, that it was asked for; None without any."""
+        return None
+
 
 class SourceImages(Images):
     """The first ``count`` images of a seeded permutation of a source (all of them, in order, by
@@ -65,6 +69,9 @@ class SourceImages(Images):
 
     def uint8(self, indices: Sequence[int]) -> Tensor:
         return self.source.uint8(self.order[np.asarray(indices)])
+
+    def labels(self) -> np.ndarray | None:
+        return _labels(self.source, self.order)
 
 
 class FolderImages(Images):
@@ -188,6 +195,11 @@ class PipelineImages(Images):
         ]
         return torch.cat(parts)
 
+    def labels(self) -> np.ndarray | None:
+        if self.condition != "class_labels" or self.conditions is None:
+            return None
+        return _labels(self.conditions, self._rows(range(self.count)))
+
     def _draw(self, indices: Sequence[int]) -> Tensor:
         arguments: dict[str, Any] = dict(self.call)
         arguments["generator"] = [image_generator(self.seed, int(i)) for i in indices]
@@ -202,13 +214,19 @@ class PipelineImages(Images):
     def _conditions(self, indices: Sequence[int]) -> dict[str, Any]:
         if self.condition is None or self.conditions is None:
             return {}
-        rows = [condition_row(self.seed, int(i), len(self.conditions)) for i in indices]
+        rows = self._rows(indices)
         if self.condition == "prompt":
             return {"prompt": self.conditions.captions(rows)}
-        labels = self.conditions.labels(rows)
+        labels = _labels(self.conditions, rows)
         if labels is None:
             raise HfgenError(f"{self.conditions.spec.name}: no class labels to draw samples with")
         return {"class_labels": labels.tolist()}
+
+    def _rows(self, indices: Sequence[int]) -> np.ndarray:
+        """Rows of the data that give images their labels or captions."""
+        assert self.conditions is not None
+        total = len(self.conditions)
+        return np.array([condition_row(self.seed, int(i), total) for i in indices])
 
 
 class ReconstructedImages(Images):
@@ -249,6 +267,11 @@ def reconstruct(pipeline: Any, batch: Mapping[str, Tensor]) -> Tensor:
     params = pipeline.vae.decode(posterior.mode(), **given).sample
     own = getattr(pipeline, "likelihood", None)
     return (own.mean(params) if own is not None else params.clamp(-1, 1)).float().cpu()
+
+
+def _labels(source: Source, rows: np.ndarray) -> np.ndarray | None:
+    found = source.labels(rows)
+    return None if found is None else found.numpy()
 
 
 def image_generator(seed: int, index: int) -> torch.Generator:

@@ -193,6 +193,8 @@ class _Session:
             known = self.backbones.setdefault(chosen.name, chosen)
             known.to(self.state.device or "cpu")
             self.backbone_of[name] = chosen.name
+            if METRICS[name].labelled:
+                _check_labels(name, subject)
         self.model_metrics = {
             name: MODEL_METRICS[name] for name in settings.metrics if name in MODEL_METRICS
         }
@@ -327,7 +329,8 @@ class _Pass:
         """The same object for all metrics of one backbone, so that features are read once."""
         if backbone not in self.cached:
             found = (self.samples[backbone], self.real[backbone], heldout.get(backbone))
-            self.cached[backbone] = Evidence(*found)
+            labels = (self.images.labels(), self.reference.labels())
+            self.cached[backbone] = Evidence(*found, *labels)
         return self.cached[backbone]
 
     def protocol(self, backbone: Backbone) -> Protocol:
@@ -340,6 +343,14 @@ class _Pass:
                 samples=self.images.protocol,
             )
         return self.cached[key]
+
+
+def _check_labels(metric: str, subject: _Subject) -> None:
+    """HfgenError unless samples and reference have classes."""
+    if subject.reference.labels() is None:
+        raise HfgenError(f"metrics: {metric} needs a reference with class labels")
+    if subject.images.labels() is None:
+        raise HfgenError(f"metrics: {metric}: {subject.name} draws no images of a given class")
 
 
 def _scores(name: str, metric: Metric, evidence: Evidence, digest: str) -> list[Score]:

@@ -15,6 +15,7 @@ from hfgen.errors import HfgenError
 from hfgen.evaluation.arrays import Estimate
 from hfgen.evaluation.metrics.authpct import authpct
 from hfgen.evaluation.metrics.c_t import c_t
+from hfgen.evaluation.metrics.class_accuracy import class_accuracy
 from hfgen.evaluation.metrics.cmmd import cmmd
 from hfgen.evaluation.metrics.fid_infinity import frechet_distance_infinity
 from hfgen.evaluation.metrics.frechet_distance import frechet_distance_with_error
@@ -28,11 +29,18 @@ from hfgen.evaluation.store import FeatureStore
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a metric may look at: features of one backbone, read when asked for."""
+    """What a metric may look at: features of one backbone, read when asked for.
+
+    Attributes:
+        asked, classes: the class [N] that each sample was asked for, and that of each reference
+            image; None where there are none.
+    """
 
     samples: FeatureStore
     reference: FeatureStore
     heldout: FeatureStore | None = None
+    asked: np.ndarray | None = None
+    classes: np.ndarray | None = None
 
     @cached_property
     def fake(self) -> np.ndarray:
@@ -74,6 +82,7 @@ class Metric:
         heldout: whether it needs a second real set.
         reconstructions: whether it measures reconstructions of held-out images against these,
             instead of samples against the reference.
+        labelled: whether it needs samples of given classes and a labelled reference.
         fields: names of its scores, where they are several.
     """
 
@@ -86,6 +95,7 @@ class Metric:
     gaussian: bool = False
     heldout: bool = False
     reconstructions: bool = False
+    labelled: bool = False
     fields: tuple[str, ...] = ()
 
     def scores(self, name: str) -> tuple[str, ...]:
@@ -118,6 +128,11 @@ def _infinity(e: Evidence) -> Estimate:
 def _subsets(e: Evidence) -> Estimate:
     size = min(1000, len(e.fake), len(e.real))
     return kernel_distance_subsets(e.fake, e.real, subset_size=size)
+
+
+def _class_accuracy(e: Evidence) -> Estimate:
+    assert e.classes is not None and e.asked is not None  # ``labelled``
+    return class_accuracy(e.real, e.classes, e.fake, e.asked)
 
 
 def _vendi_share(e: Evidence) -> float:
@@ -172,6 +187,13 @@ METRICS: dict[str, Metric] = {
     "is": replace(_CLASSES, backbone="inception", convention=50_000),
     "class_score": replace(
         _CLASSES, settings="inception score of this backbone's classes, 10 splits, seed 2020"
+    ),
+    "class_accuracy": Metric(
+        _class_accuracy,
+        class_accuracy,
+        "linear probe of the reference, l2 10",
+        better="higher",
+        labelled=True,
     ),
     "precision_recall": Metric(
         lambda e: precision_recall(e.real, e.fake),

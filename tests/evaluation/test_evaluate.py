@@ -252,6 +252,47 @@ def test_conditional_pipelines_get_labels_from_the_data(options):
         PipelineImages(GANPipeline(generator), 40)
 
 
+def test_class_accuracy_knows_the_labels_that_samples_were_drawn_with(options):
+    data = source()
+    rooms = {"metrics": ("class_accuracy",), "num_images": 90, "seed": 3, **options}
+    vae = MLPVAE(sample_size=SIDE)
+    for pipeline, low, high in ((Shades, 0.95, 1), (Shifted, 0, 0.05)):
+        score = evaluate(pipeline(vae), data=shades(), **rooms)["class_accuracy"]
+        assert low <= score.value <= high and score.standard_error < 0.03
+    with pytest.raises(HfgenError, match="VAEPipeline draws no images of a given class"):
+        evaluate(vae_pipeline(), data=data, **rooms)
+    unlabelled = TensorSource(shades().uint8(range(90)), name="plain")
+    with pytest.raises(HfgenError, match="needs a reference with class labels"):
+        evaluate(Shades(vae), data=unlabelled, **rooms)
+
+
+class Shades(VAEPipeline):
+    """Noise around a grey that says the class, ``shift`` classes off."""
+
+    num_classes, shift = 3, 0
+
+    def __call__(self, class_labels, generator, batch_size=1, output_type="np"):
+        draws = [torch.rand(SIDE, SIDE, 1, generator=one).numpy() for one in generator]
+        greys = [
+            ((c + self.shift) % 3 + draw) / 3 for c, draw in zip(class_labels, draws, strict=True)
+        ]
+        return type("Output", (), {"images": np.stack(greys)})()
+
+
+class Shifted(Shades):
+    """Draws the next class to the one that is asked for."""
+
+    shift = 1
+
+
+def shades() -> TensorSource:
+    """What ``Shades`` draws without a shift."""
+    draw = torch.Generator().manual_seed(1)
+    labels = torch.randint(0, 3, (200,), generator=draw)
+    images = (labels.view(-1, 1, 1, 1) + torch.rand(200, 1, SIDE, SIDE, generator=draw)) / 3
+    return TensorSource((images * 255).to(torch.uint8), labels, name="shades")
+
+
 def test_small_protocol_for_training(options):
     measure = small_protocol(
         source(), num_images=64, backbone=backbone(), cache_dir=options["cache_dir"]

@@ -12,6 +12,7 @@ from sklearn.preprocessing import StandardScaler
 from hfgen.errors import HfgenError
 from hfgen.evaluation.metrics import (
     active_units,
+    class_accuracy,
     dci,
     factor_vae_score,
     knn_accuracy,
@@ -67,6 +68,9 @@ def test_linear_probe_is_logistic_regression():
     expected = peer.score(scaler.transform(z), w)
     assert linear_probe(x, y, z, w) == pytest.approx(expected, abs=1 / 400)
     assert 0.5 < expected < 1
+    share = class_accuracy(x, y, z, w, l2=1.0)
+    assert share.value == linear_probe(x, y, z, w)
+    assert share.standard_error == pytest.approx((share.value * (1 - share.value) / 400) ** 0.5)
 
 
 @pytest.mark.parametrize("k", [1, 4, 10])

@@ -3,6 +3,7 @@
 from hfgen.evaluation.metrics.active_units import active_units
 from hfgen.evaluation.metrics.authpct import authpct
 from hfgen.evaluation.metrics.c_t import CopyTest, c_t
+from hfgen.evaluation.metrics.class_accuracy import class_accuracy
 from hfgen.evaluation.metrics.cmmd import cmmd
 from hfgen.evaluation.metrics.dci import DCI, dci
 from hfgen.evaluation.metrics.factor_vae_score import factor_vae_score
@@ -42,6 +43,7 @@ __all__ = [
     "active_units",
     "authpct",
     "c_t",
+    "class_accuracy",
     "cmmd",
     "dci",
     "density_coverage",

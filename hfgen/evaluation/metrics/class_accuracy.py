@@ -1,0 +1,29 @@
+"""Whether samples are of the class that they were asked for, in the eyes of a linear probe."""
+
+from __future__ import annotations
+
+import math
+
+from hfgen.evaluation.arrays import Array, Estimate
+from hfgen.evaluation.metrics.linear_probe import linear_probe
+
+
+def class_accuracy(
+    real: Array, real_labels: Array, fake: Array, fake_labels: Array, *, l2: float = 10.0
+) -> Estimate:
+    """Share of conditional samples that a linear probe of real features gives to their class.
+
+    The accuracy of a classifier of real images on generated ones, as StudioGAN's (Kang et al. 2023,
+    section 4; the other way round than the classification accuracy score of Ravuri & Vinyals 2019).
+    Chance is one over the number of classes. Its standard error is that of a binomial.
+
+    Args:
+        real, fake: features [N, D], [M, D].
+        real_labels, fake_labels: classes, integers [N], [M].
+        l2: penalty of ``linear_probe``; with as many features as here it costs no accuracy and
+            converges sooner.
+    Raises:
+        HfgenError: as ``linear_probe``.
+    """
+    share = linear_probe(real, real_labels, fake, fake_labels, l2=l2)
+    return Estimate(share, math.sqrt(share * (1 - share) / len(fake)))
