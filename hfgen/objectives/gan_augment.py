@@ -195,9 +195,25 @@ def augment(
     color_strength: float = 1.0,
     oversample: bool = False,
 ) -> Tensor:
-    """ADA's transformations with probability ``p`` each; exactly the images themselves at p = 0."""
+    """ADA's transformations with probability ``p`` each; exactly the images themselves at p = 0.
+
+    Maps and filters are too fine for half precision: images go through in float32 at least.
+    """
     if p == 0:
         return images
+    images = images.to(torch.promote_types(images.dtype, torch.float32))
+    with torch.autocast(images.device.type, enabled=False):
+        return _piped(images, p, rng, pipe, color_strength, oversample)
+
+
+def _piped(
+    images: Tensor,
+    p: float,
+    rng: Rng,
+    pipe: tuple[str, ...],
+    color_strength: float,
+    oversample: bool,
+) -> Tensor:
     inverse = torch.eye(3, device=rng.device).expand(len(images), 3, 3)
     if "blit" in pipe:
         inverse = inverse @ transforms.blit(images, p, rng)

@@ -27,7 +27,8 @@ class _Sample(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, grid: Tensor) -> Tensor:
         ctx.save_for_backward(grid)
         ctx.shape = images.shape
-        return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+        # under autocast a gradient, or the gradient of one, may come in half precision
+        return F.grid_sample(images.to(grid), grid, padding_mode="reflection", align_corners=False)
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> Any:
@@ -41,9 +42,11 @@ class _SampleAdjoint(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gradient: Tensor, grid: Tensor, shape: torch.Size) -> Tensor:
         ctx.save_for_backward(grid)
-        images = gradient.new_zeros(shape)
+        images = grid.new_zeros(shape)
         backward = torch.ops.aten.grid_sampler_2d_backward
-        return backward(gradient.contiguous(), images, grid, 0, REFLECTION, False, (True, False))[0]
+        return backward(
+            gradient.to(grid).contiguous(), images, grid, 0, REFLECTION, False, (True, False)
+        )[0]
 
     @staticmethod
     def backward(ctx: Any, *outputs: Tensor) -> Any:

@@ -158,6 +158,29 @@ def test_r1_is_by_the_image_before_augmentation(name):
     torch.testing.assert_close(terms["r1"].double(), expected, rtol=1e-5, atol=0)
 
 
+@pytest.mark.parametrize("oversample", [False, True])
+def test_the_whole_pipe_under_autocast(oversample):
+    """Images in half precision give what they give in float32; R1 and its gradient exist."""
+    half = IMAGES[:4].bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        view = augment(half, 0.7, Rng(0), PIPES, oversample=oversample)
+    precise = augment(half.float(), 0.7, Rng(0), PIPES, oversample=oversample)
+    torch.testing.assert_close(view, precise, rtol=0, atol=0)
+    augmentation = ADA(start=0.7, pipe=PIPES, oversample=oversample)
+    objective = GAN(augmentation=augmentation, r1_gamma=2.0, r1_every=4)
+    roles = {name: model.float() for name, model in models().items()}
+    roles |= objective.extra_models()
+    r1 = {}
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            rows = {"images": IMAGES[:4].float()}
+            loss, terms = objective.loss("r1", roles, rows, Rng(0), clock())
+        loss.backward()
+        r1[enabled] = terms["r1"].item()
+    assert math.isclose(r1[True], r1[False], rel_tol=0.05)
+    assert all(p.grad.isfinite().all() for p in roles["discriminator"].parameters())
+
+
 def test_p_follows_the_overfitting():
     augmentation = ADA(target=0.6, speed=800, interval=16, limit=0.5)
     module = augmentation.modules()["augment"]
