@@ -42,8 +42,7 @@ def modes() -> list[str]:
     lines = header("task", "loss", "modes", "reverse KL", "within 3 std", "length", "CPU seconds")
     for task, of in (("grid", 25), ("stacked", 1000)):
         for loss, row in table.get(task, {}).items():
-            length = f"{row['steps']:,} steps" if "steps" in row else f"{row['images']:,} images"
-            share = row.get("within_3_std", "")
+            share, length = row.get("within_3_std", ""), f"{row['steps']:,} steps"
             cells = [task, loss, f"{row['modes']} of {of}", row["reverse_kl"], share, length]
             lines.append(f"| {' | '.join(map(str, [*cells, row['cpu_seconds']]))} |")
     return lines
