@@ -28,9 +28,10 @@ def results() -> list[str]:
     """Measured GAN recipes, data set by data set, the best first."""
     mine = [r for r in read_results().values() if r["family"] == "gan"]
     mine.sort(key=lambda r: (r["data"], value(r["scores"], "fd")))
-    lines = header("data", "recipe", "FD", "precision", "recall", "Vendi", "images", "time")
+    lines = header("data", "recipe", "FD", "precision", "recall", "Vendi", "class", "images", "time")
     for r in mine:
         scores = [show(find(r["scores"], n)) for n in ("fd", "precision", "recall", "vendi")]
+        scores += [show(s) for s in r["scores"] if s["name"] == "class_accuracy"] or [""]
         cells = [r["data"], f"`{r['recipe']}`", *scores, f"{r['images_seen']:,}", minutes(r)]
         lines.append(f"| {' | '.join(cells)} |")
     return lines
