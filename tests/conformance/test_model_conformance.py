@@ -9,7 +9,7 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tiny import FREE_ROWS, MODEL_CASES, MODELS_WITH_WEIGHTS, TINY_MODELS, TINY_SCHEDULERS
+from tiny_models import FREE_ROWS, MODEL_CASES, MODELS_WITH_WEIGHTS, TINY_MODELS, TINY_SCHEDULERS
 
 from hfgen.recipe import MODELS
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
-from tiny import PIPELINE_CASES, TINY_PIPELINES
+from tiny_pipelines import PIPELINE_CASES, TINY_PIPELINES
 
 from hfgen.hub.load import load
 from hfgen.recipe import PIPELINES

@@ -5,7 +5,7 @@ from __future__ import annotations
 import diffusers
 import pytest
 import torch
-from tiny import SCHEDULER_CASES, normal
+from tiny_models import SCHEDULER_CASES, normal
 
 from hfgen.config import resolve
 from hfgen.recipe import MODELS

@@ -1,19 +1,17 @@
-"""A tiny instance of every registered model and pipeline; a new line in the tables needs one."""
+"""A tiny instance of every registered model; a new line in the table needs one."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DModel
 from torch import Tensor
 
 from hfgen.config import resolve
 from hfgen.models.layers.metric import Metric
-from hfgen.recipe import MODELS, PIPELINES
-from tests.text import tiny as text
+from hfgen.recipe import MODELS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,19 +69,6 @@ class TinyVamp(TinyModel):
     def loss(self, model: Any) -> Tensor:
         model.tie(TINY_MODELS["MLPVAE"][0].build("MLPVAE"))
         return super().loss(model)
-
-
-@dataclass(frozen=True, kw_only=True)
-class TinyPipeline:
-    """``parts()`` of the constructor, and further ``options`` of every call."""
-
-    parts: Callable[[], dict[str, Any]]
-    options: dict[str, Any] = field(default_factory=dict)
-
-    def build(self, name: str) -> Any:
-        pipeline = resolve(PIPELINES[name])(**self.parts())
-        pipeline.set_progress_bar_config(disable=True)
-        return pipeline
 
 
 def prior(inputs: Callable[[int], tuple], tiny: type = TinyModel, **options) -> TinyModel:
@@ -488,103 +473,8 @@ TINY_SCHEDULERS: dict[str, list[dict[str, Any]]] = {
 }
 
 
-def tiny_unet(**options) -> UNet2DModel:
-    torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "layers_per_block": 1}
-    widths = {"block_out_channels": (8, 8), "norm_num_groups": 4}
-    return UNet2DModel(**{**blocks, **sizes, **widths, **options}).eval()
-
-
-def tiny_autoencoder() -> AutoencoderKL:
-    torch.manual_seed(0)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 8),
-        latent_channels=2,
-        norm_num_groups=4,
-        sample_size=8,
-    )
-    return vae.eval()
-
-
-def text_parts(kind: str) -> dict[str, Any]:
-    return text.codes_pipeline(kind).components
-
-
 def tiny(name: str, index: int = 0) -> Any:
     return TINY_MODELS[name][index].build(name)
-
-
-TINY_PIPELINES: dict[str, list[TinyPipeline]] = {
-    "VAEPipeline": [
-        TinyPipeline(parts=lambda: {"vae": tiny("MLPVAE"), "likelihood": {"type": "bernoulli"}}),
-        TinyPipeline(parts=lambda: {"vae": tiny("ConvVAE", 1)}, options={"class_labels": 1}),
-        TinyPipeline(parts=lambda: {"vae": tiny_autoencoder()}),
-        TinyPipeline(
-            parts=lambda: {
-                "vae": tiny("MLPVAE"),
-                "prior": tiny("GaussianMixturePrior"),
-                "likelihood": {"type": "bernoulli"},
-            }
-        ),
-        TinyPipeline(parts=lambda: {"vae": tiny("MLPVAE"), "prior": tiny("TwoStagePrior")}),
-    ],
-    "GANPipeline": [
-        TinyPipeline(
-            parts=lambda: {
-                "generator": tiny("DCGANGenerator"),
-                "discriminator": tiny("DCGANDiscriminator"),
-            }
-        ),
-        TinyPipeline(
-            parts=lambda: {"generator": tiny("R3GANGenerator")},
-            options={"class_labels": 2, "truncation_psi": 0.5},
-        ),
-    ],
-    "DenoisingPipeline": [
-        TinyPipeline(
-            parts=lambda: {"unet": tiny_unet(), "scheduler": DDPMScheduler()},
-            options={"num_inference_steps": 2},
-        ),
-        TinyPipeline(
-            parts=lambda: {"unet": tiny("PixelTransformer"), "scheduler": DDPMScheduler()},
-            options={"num_inference_steps": 2, "class_labels": 1},
-        ),
-        TinyPipeline(
-            parts=lambda: {
-                "unet": tiny_unet(),
-                "scheduler": resolve(MODELS["EDMHeunScheduler"])(sigma_max=2.0, s_churn=1.0),
-            },
-            options={"num_inference_steps": 2},
-        ),
-        TinyPipeline(
-            parts=lambda: {
-                "unet": tiny_unet(sample_size=4, in_channels=2, out_channels=2),
-                "scheduler": DDPMScheduler(),
-                "vae": tiny_autoencoder(),
-            },
-            options={"num_inference_steps": 2},
-        ),
-    ],
-    "CodesPipeline": [
-        TinyPipeline(parts=lambda: text_parts("nothing")),
-        TinyPipeline(parts=lambda: text_parts("class"), options={"class_labels": 1}),
-    ],
-    "TextToImagePipeline": [
-        TinyPipeline(
-            parts=lambda: {
-                "tokenizer": text.words(),
-                "text_encoder": text.bert(text.words()),
-                "unet": text.unet(16, channels=1),
-                "scheduler": text.scheduler(),
-            },
-            options={"num_inference_steps": 2, "prompt": "red heart"},
-        ),
-    ],
-    "CLIPScorePipeline": [],  # it draws no images: tests/text
-}
 
 
 def cases(table: dict[str, str], tinies: dict[str, list]) -> dict[str, tuple[str, Any]]:
@@ -600,4 +490,3 @@ MODEL_CASES = cases(MODELS, TINY_MODELS)
 SCHEDULER_CASES = cases(MODELS, TINY_SCHEDULERS)
 FREE_ROWS = [key for key, (_, one) in MODEL_CASES.items() if not one.couples_rows]
 MODELS_WITH_WEIGHTS = [key for key, (_, one) in MODEL_CASES.items() if one.has_weights]
-PIPELINE_CASES = cases(PIPELINES, TINY_PIPELINES)
