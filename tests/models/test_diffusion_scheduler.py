@@ -10,7 +10,11 @@ from diffusers import DiffusionPipeline, EDMEulerScheduler
 from hfgen.denoising import EDMPath, EDMPrecondition, parameterisation
 from hfgen.models.scheduler_edm_heun import EDMHeunScheduler
 from hfgen.models.transformer_pixel import PixelTransformer
-from hfgen.objectives.diffusion_couplings import COUPLINGS, OptimalTransportCoupling
+from hfgen.objectives.diffusion_couplings import (
+    COUPLINGS,
+    IndependentCoupling,
+    OptimalTransportCoupling,
+)
 from hfgen.pipelines.diffusion_pipeline import DenoisingPipeline
 
 STD = 0.5
@@ -114,6 +118,14 @@ def test_the_pairing_is_optimal_and_a_permutation():
     best = min(cost(images, noise[list(order)]) for order in itertools.permutations(range(6)))
     assert cost(images, paired) == pytest.approx(best, rel=1e-5)
     assert sorted(paired.flatten().tolist()) == sorted(noise.flatten().tolist())
+
+
+def test_an_independent_pair_of_normals_is_2d_apart():
+    """E |x - n|^2 = 2 D, with a standard error of sqrt(8 D / B); transport brings them nearer."""
+    images, noise = torch.randn(2, 2000, 1, 2, 2, generator=torch.Generator().manual_seed(0))
+    mean = cost(images, IndependentCoupling().pair(images, noise, None)) / 2000
+    assert mean == pytest.approx(8, abs=4 * (8 * 4 / 2000) ** 0.5)
+    assert cost(images, OptimalTransportCoupling().pair(images, noise, None)) / 2000 < 0.3 * mean
 
 
 def test_pairs_stay_within_their_class():
