@@ -28,7 +28,8 @@ def results() -> list[str]:
     """Measured GAN recipes, data set by data set, the best first."""
     mine = [r for r in read_results().values() if r["family"] == "gan"]
     mine.sort(key=lambda r: (r["data"], value(r["scores"], "fd")))
-    lines = header("data", "recipe", "FD", "precision", "recall", "Vendi", "class", "images", "time")
+    names = ("data", "recipe", "FD", "precision", "recall", "Vendi", "class", "images", "time")
+    lines = header(*names)
     for r in mine:
         scores = [show(find(r["scores"], n)) for n in ("fd", "precision", "recall", "vendi")]
         scores += [show(s) for s in r["scores"] if s["name"] == "class_accuracy"] or [""]
