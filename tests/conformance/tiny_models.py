@@ -131,6 +131,7 @@ TINY_BACKBONE = {
 }
 FSQ = {"type": "fsq", "levels": [3, 3]}
 SMALL = {"sample_size": 8, "channels": 8}
+BIGGAN = {**SMALL, "class_dim": 4, "attention_size": 8, "num_class_embeds": 3}
 CODES = {
     "num_embeddings": 5,
     "code_size": 2,
@@ -334,27 +335,13 @@ TINY_MODELS: dict[str, list[TinyModel]] = {
     ],
     "BigGANGenerator": [
         TinyModel(
-            options={
-                **SMALL,
-                "out_channels": 3,
-                "latent_dim": 5,
-                "class_dim": 4,
-                "attention_size": 8,
-                "num_class_embeds": 3,
-            },
+            options={**BIGGAN, "out_channels": 3, "latent_dim": 5},
             inputs=labelled(5),
         ),
     ],
     "BigGANDeepGenerator": [
         TinyModel(
-            options={
-                **SMALL,
-                "out_channels": 1,
-                "latent_dim": 4,
-                "class_dim": 4,
-                "attention_size": 8,
-                "num_class_embeds": 3,
-            },
+            options={**BIGGAN, "out_channels": 1, "latent_dim": 4},
             inputs=labelled(4),
         ),
     ],

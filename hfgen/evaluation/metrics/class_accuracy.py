@@ -13,15 +13,14 @@ def class_accuracy(
 ) -> Estimate:
     """Share of conditional samples that a linear probe of real features gives to their class.
 
-    The accuracy of a classifier of real images on generated ones, as StudioGAN's (Kang et al. 2023,
-    section 4; the other way round than the classification accuracy score of Ravuri & Vinyals 2019).
+    A classifier of real images judges generated ones; the classification accuracy score (Ravuri &
+    Vinyals 2019) is the other way round.
     Chance is one over the number of classes. Its standard error is that of a binomial.
 
     Args:
         real, fake: features [N, D], [M, D].
         real_labels, fake_labels: classes, integers [N], [M].
-        l2: penalty of ``linear_probe``; with as many features as here it costs no accuracy and
-            converges sooner.
+        l2: penalty of ``linear_probe``.
     Raises:
         HfgenError: as ``linear_probe``.
     """
