@@ -21,7 +21,7 @@ from hfgen.environment import commit
 from hfgen.evaluation import evaluate
 from hfgen.evaluation.table import METRICS
 from hfgen.hub.load import load
-from hfgen.samples import accepted
+from hfgen.samples import sample_call
 
 EVALUATIONS = 16_000  # of a network for one bound: 16 images at 1000 steps
 
@@ -44,7 +44,6 @@ def measure(run: Path, name: str, num_images: int, reference_images: int) -> Non
     recipe = recipes.decode(recipes.read(run / "recipe.yaml"), lambda key: str(run / "recipe.yaml"))
     train, validation = (load_source(recipe.data, split=s) for s in ("train", "validation"))
     pipeline = load(run)
-    steps = recipe.logging.num_inference_steps
     results = evaluate(
         pipeline,
         data=train,
@@ -53,7 +52,7 @@ def measure(run: Path, name: str, num_images: int, reference_images: int) -> Non
         num_images=num_images,
         reference_images=min(reference_images, len(train)),
         evaluations=EVALUATIONS,
-        call=accepted(pipeline_class(recipe.pipeline), num_inference_steps=steps),
+        call=sample_call(pipeline_class(recipe.pipeline), recipe),
         ema=bool(recipe.ema.half_lives),
     )
     written = {

@@ -27,7 +27,7 @@ from hfgen.evaluation.likelihood import (
     has_likelihood,
     log_likelihood,
 )
-from hfgen.evaluation.likelihood_diffusion import denoiser
+from hfgen.evaluation.likelihood_diffusion import AdaptiveProbabilityFlowODE, denoiser
 from hfgen.evaluation.metrics import (
     DCI,
     LPIPS,
@@ -135,6 +135,12 @@ def annealed(evidence: ModelEvidence) -> list[Score]:
     settings = f"ais, K={chains.k}, less iw, K={importance.k}, {_where(evidence.source, count)}"
     gap = chains.nats - importance.nats
     return [*scores, _score("ais_over_iw_nats", gap, None, better="none", settings=settings)]
+
+
+def adaptive(evidence: ModelEvidence) -> list[Score]:
+    """The density of ``pf_ode`` by adaptive steps, on as many images as fixed ones may score."""
+    count = _affordable(evidence, "pf_ode", 1)
+    return _bound_scores(evidence, "pf_ode_rk45", 1, count)[1]
 
 
 def _affordable(evidence: ModelEvidence, bound: str, k: int) -> int:
@@ -257,6 +263,10 @@ def _has_chains(evidence: ModelEvidence) -> None:
     BOUNDS["ais"].condition(evidence.pipeline, evidence.source.spec.num_classes)
 
 
+def _has_flow(evidence: ModelEvidence) -> None:
+    BOUNDS["pf_ode_rk45"].condition(evidence.pipeline, evidence.source.spec.num_classes)
+
+
 def _has_vae(evidence: ModelEvidence) -> None:
     pipeline = evidence.pipeline
     if pipeline.components.get("vae") is None:
@@ -297,12 +307,18 @@ MODEL_METRICS: dict[str, ModelMetric] = {
     "likelihood": ModelMetric(
         likelihood,
         _has_likelihood,
-        {name: type(bound) for name, bound in BOUNDS.items() if name != "ais"},
+        {name: type(bound) for name, bound in BOUNDS.items() if bound.by_default},
     ),
     "ais": ModelMetric(
         annealed,
         _has_chains,
         {"ais": Annealed, "ais_over_iw": Annealed},
+        on_request=True,
+    ),
+    "pf_ode_rk45": ModelMetric(
+        adaptive,
+        _has_flow,
+        {"pf_ode_rk45": AdaptiveProbabilityFlowODE},
         on_request=True,
     ),
     "reconstruction": ModelMetric(reconstruction, _has_vae, {"psnr": psnr, "ssim": ssim}),

@@ -17,6 +17,7 @@ from hfgen.evaluation.backbones import CallableBackbone
 from hfgen.evaluation.conditions import Condition
 from hfgen.evaluation.likelihood import BIN, has_likelihood, log_likelihood
 from hfgen.evaluation.metrics import psnr
+from hfgen.evaluation.model_metrics import MODEL_METRICS
 from hfgen.models.layers.posterior import DiagonalGaussian
 from hfgen.models.vae_mlp import MLPVAE
 from hfgen.pipelines.diffusion_pipeline import DenoisingPipeline
@@ -138,6 +139,19 @@ def test_without_labels_it_is_under_the_null_label():
     expected = normal(dequantised(x), 0, STD).mean()
     assert result.nats == pytest.approx(float(expected), abs=5e-3 * D)
     assert result.condition == Condition.NULL_LABEL
+
+
+def test_adaptive_steps_are_on_request_and_on_the_same_images():
+    """As many as 2600 evaluations are enough for at 128 each; both are the closed form."""
+    x, labels = labelled()
+    source = TensorSource(((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8), labels)
+    metrics = ("likelihood", "pf_ode_rk45")
+    found = evaluate(denoiser(0.1), data=source, metrics=metrics, evaluations=2600, progress=False)
+    fixed, adaptive = found["pf_ode_nats"], found["pf_ode_rk45_nats"]
+    assert adaptive.value == pytest.approx(fixed.value, abs=5e-3 * D)
+    assert adaptive.standard_error == pytest.approx(fixed.standard_error, rel=1e-2)
+    assert ", 20 images" in adaptive.settings and ", 20 images" in fixed.settings
+    assert "pf_ode_rk45" not in MODEL_METRICS["likelihood"].functions
 
 
 def unet(**options) -> UNet2DModel:
