@@ -71,7 +71,7 @@ def measure(run: Path, name: str, num_images: int, reference_images: int) -> Non
 
 def applicable(pipeline, validation) -> list[str]:
     """Metrics without a fixed network, and those of the model that it and its data allow."""
-    vae = "vae" in pipeline.components
+    vae = pipeline.components.get("vae") is not None
     samples = [
         name
         for name, metric in METRICS.items()

@@ -233,7 +233,7 @@ class ReconstructedImages(Images):
     """Images of a source through a VAE's encoder mean and decoder."""
 
     def __init__(self, pipeline: Any, images: SourceImages, name: str = ""):
-        if "vae" not in pipeline.components:
+        if pipeline.components.get("vae") is None:
             raise HfgenError(f"{type(pipeline).__name__}: no vae to reconstruct images with")
         self.pipeline, self.images, self.count = pipeline, images, images.count
         self.name = name or type(pipeline).__name__

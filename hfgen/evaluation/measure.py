@@ -151,6 +151,7 @@ class _Subject:
             raise HfgenError("evaluate: give either a model or images")
         if data is not None and reference is not None:
             raise HfgenError("evaluate: give either data or reference, not both")
+        _check_place(model)
         target, heldout = _reference(model, data, heldout, reference, settings)
         if model is None:
             measured = images if isinstance(images, Images) else FolderImages(images)
@@ -195,6 +196,10 @@ class _Session:
             self.backbone_of[name] = chosen.name
             if METRICS[name].labelled:
                 _check_labels(name, subject)
+            if METRICS[name].reconstructions:
+                self._reconstructed()
+            elif METRICS[name].heldout:
+                self._heldout_images()
         self.model_metrics = {
             name: MODEL_METRICS[name] for name in settings.metrics if name in MODEL_METRICS
         }
@@ -211,12 +216,9 @@ class _Session:
             images = self._heldout_images()
             heldout = self._stores(images, self.cache, "held-out images")[0]
         if any(METRICS[name].reconstructions for name in self.names):
-            images = self._heldout_images()
-            decoded = ReconstructedImages(
-                self._pipeline("reconstructions"), images, self.subject.name
-            )
+            decoded = self._reconstructed()
             stores = self._stores(decoded, work, "reconstructions")[0]
-            passes[True] = _Pass(decoded, images, stores, heldout)
+            passes[True] = _Pass(decoded, decoded.images, stores, heldout)
         found: list[Any] = [None]
         if self.state.is_main_process:
             found = [self._added(self._results(passes, heldout, speed))]
@@ -291,6 +293,10 @@ class _Session:
             self.settings.feature_layer,
             self.settings.feature_noise,
         )
+
+    def _reconstructed(self) -> ReconstructedImages:
+        pipeline = self._pipeline("reconstructions")
+        return ReconstructedImages(pipeline, self._heldout_images(), self.subject.name)
 
     def _heldout_images(self) -> SourceImages:
         source, limit = self._heldout(), self.settings.reference_images
@@ -378,6 +384,14 @@ def _warnings(name: str, metric: Metric, evidence: Evidence) -> list[str]:
     if metric.convention and count != metric.convention:
         found.append(f"{name}: {count} samples; published values use {metric.convention}")
     return found
+
+
+def _check_place(model: Any) -> None:
+    """HfgenError for a path where nothing is, before it is asked for its data."""
+    if isinstance(model, str | Path) and not Path(model).is_dir():
+        from hfgen.hub.client import meant_id
+
+        meant_id(model)
 
 
 def _reference(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from PIL import Image
 from torch import Tensor
 
@@ -25,8 +26,10 @@ from hfgen.evaluation.protocol import digest
 from hfgen.evaluation.store import FeatureStore
 from hfgen.models.gan_dcgan import DCGANGenerator
 from hfgen.models.vae_mlp import MLPVAE
+from hfgen.pipelines.diffusion_pipeline import DenoisingPipeline
 from hfgen.pipelines.gan_pipeline import GANPipeline
 from hfgen.pipelines.vae_pipeline import VAEPipeline
+from tests.tiny_unet import tiny_unet
 
 SIDE = 16
 PROJECTION = torch.randn(3 * SIDE * SIDE, 12, generator=torch.Generator().manual_seed(0)) / 100
@@ -366,6 +369,30 @@ class Broken(VAEPipeline):
 def test_bad_input(arguments, says, options):
     with pytest.raises(HfgenError, match=says):
         evaluate(**{"num_images": 64, **options, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("metric", "pipeline", "reference", "says"),
+    [
+        ("rfd", "denoiser", None, "DenoisingPipeline: no vae to reconstruct images with"),
+        ("rfd", "vae", "folder", "this needs a data set, not a folder as reference"),
+        ("c_t", "vae", "folder", "this needs a data set, not a folder as reference"),
+    ],
+)
+def test_what_is_missing_is_said_before_samples_are_drawn(
+    metric, pipeline, reference, says, tmp_path, options, monkeypatch
+):
+    monkeypatch.setattr(PipelineImages, "uint8", lambda *_: pytest.fail("drew samples"))
+    made = {
+        "vae": vae_pipeline,
+        "denoiser": lambda: DenoisingPipeline(tiny_unet(), DDPMScheduler()),
+    }
+    if reference:
+        against = {"reference": save(tmp_path / reference, source(4).uint8(range(4)))}
+    else:
+        against = {"data": source()}
+    with pytest.raises(HfgenError, match=says):
+        evaluate(made[pipeline](), metrics=(metric,), **against, **options)
 
 
 def test_bad_folders(tmp_path):
