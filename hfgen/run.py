@@ -106,6 +106,8 @@ def train_recipe(
     try:
         _check_accelerator(accelerator)
         _check_folder(recipe, overwrite)
+        if recipe.hub.push_to_hub and accelerator.is_main_process:
+            _check_hub(str(recipe.hub.hub_model_id))
         return _train(recipe, accelerator, trust_remote_code)
     finally:
         accelerator.free_memory()
@@ -229,6 +231,16 @@ def _check_folder(recipe: Recipe, overwrite: bool) -> None:
         raise HfgenError(
             f"output_dir: {folder} is not a run (no recipe.yaml), so --overwrite will not delete it"
         )
+
+
+def _check_hub(repo_id: str) -> None:
+    """HfgenError where the run could never be pushed; a Hub that is away may be back by then."""
+    from hfgen.hub.client import HubUnavailable, check_account
+
+    try:
+        check_account(repo_id)
+    except HubUnavailable as error:
+        print(f"hfgen: {error}; training begins, the push is tried later", file=sys.stderr)
 
 
 def _open_folder(recipe: Recipe, num_processes: int) -> None:

@@ -56,15 +56,15 @@ def admit(source: str, *, trust_remote_code: bool = False, only_unknown: bool = 
     folder = _pipeline_folder(source)
     if folder is None:
         return []
-    entries = index_entries(check_pipeline(folder))
-    admitted = {}
-    for name in foreign_code(folder):
+    entries = index_entries(check_pipeline(folder, source))
+    foreign, admitted = foreign_code(folder, source), {}
+    for name in foreign:
         stem, table = Path(name).stem, MODELS if "/" in name else PIPELINES
         classes = [cls for library, cls in entries if library == stem]
         if (only_unknown or table is PIPELINES) and all(cls in table for cls in classes):
             continue
         admitted[name] = (table, classes)
-    ask(source, list(admitted), trust_remote_code=trust_remote_code)
+    ask(source, {name: foreign[name] for name in admitted}, trust_remote_code=trust_remote_code)
     for name, (table, classes) in admitted.items():
         module = _run(folder / name, f"{source}/{name}")
         table.update({cls: f"{module}:{cls}" for cls in classes})
@@ -90,7 +90,8 @@ def _has_code(repo_id: str) -> bool:
             index = Path(hf_hub_download(repo_id, INDEX)).parent
         except EntryNotFoundError:  # or offline: for the loading to name
             return False
-    return any(HASHED.fullmatch(library) for library, _ in index_entries(check_pipeline(index)))
+    entries = index_entries(check_pipeline(index, repo_id))
+    return any(HASHED.fullmatch(library) for library, _ in entries)
 
 
 def _run(path: Path, origin: str) -> str:

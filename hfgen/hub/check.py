@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from hfgen.hub.folder import (
     split_card,
     visible_files,
 )
-from hfgen.hub.trust import ask, foreign_code
+from hfgen.hub.trust import ask, foreign_code, listed
 from hfgen.pipelines._self_contained import HASHED, export_name  # pyright: ignore
 
 TASKS = (TASK, FROM_TEXT, SCORING, "image-to-image")
@@ -245,14 +245,14 @@ PIPELINE_CHECKS = ("index", "pickles", "safetensors", "configs", "code")
 # ----------------------------------------------------------------------------------- by loading it
 
 
-def check_images(folder: Path, foreign: list[str]) -> list[Row]:
+def check_images(folder: Path, foreign: Mapping[str, str]) -> list[Row]:
     """Load in a process without hfgen and, unless the code is foreign, in one with it; compare the
     images bit for bit.
     """
     with tempfile.TemporaryDirectory() as scratch:
         clean = _Drawing(folder, Path(scratch) / "clean.npy", "--without-hfgen")
         if foreign:
-            nothing = f"{', '.join(foreign)} differs from every installed class"
+            nothing = f"brings code of its own: {listed(foreign)}"
             return [_loaded("loads without hfgen", clean), Row("loads with hfgen", None, nothing)]
         installed = _Drawing(folder, Path(scratch) / "installed.npy")
         rows = [_loaded("loads without hfgen", clean), _loaded("loads with hfgen", installed)]

@@ -91,13 +91,27 @@ def check_repo_id(repo_id: str) -> str:
     return repo_id
 
 
-def check_token(repo_id: str, token: str | None) -> None:
-    """HfgenError where there is no token, or the Hub refuses it: asked before work is done that
-    would be for nothing.
+def check_account(repo_id: str, token: str | None = None, *, create_pr: bool = False) -> None:
+    """HfgenError where the id is not valid, there is no token, the Hub refuses it, or the name is
+    another account's (to whom a pull request may be proposed): asked before work is done that would
+    be for nothing.
     """
+    check_repo_id(repo_id)
     api = HfApi(token=token)
     with hub_errors(repo_id, api):
-        Retry()(api.whoami)
+        user = Retry()(api.whoami)
+    names = [user["name"], *(group["name"] for group in user.get("orgs", []))]
+    if not create_pr and repo_id.split("/")[0] not in names:
+        raise another_account(repo_id, user["name"])
+
+
+def another_account(repo_id: str, user: str) -> HfgenError:
+    """Of a name under which ``user`` may make no repository."""
+    owner, name = repo_id.split("/")
+    return HfgenError(
+        f"{repo_id}: {owner!r} is another account (the token is {user!r}'s); push to "
+        f"'{user}/{name}'"
+    )
 
 
 def meant_id(path_or_id: object) -> str:

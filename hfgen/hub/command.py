@@ -5,6 +5,7 @@ heavy until a command runs.
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 
@@ -53,18 +54,20 @@ def add_demo_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run_push(options: argparse.Namespace, _: list[str]) -> int:
     """Push, and print where it is; 0."""
-    from hfgen.hub.client import check_repo_id, check_token
-    from hfgen.hub.folder import collect
+    from hfgen.hub.client import check_account, check_repo_id
     from hfgen.hub.pictures import refresh_pictures
-    from hfgen.hub.push import push
+    from hfgen.hub.push import checked_files, push
 
     check_repo_id(options.repo_id)
-    collect(options.folder)
-    check_token(options.repo_id, options.token)
+    checked_files(options.folder)
+    check_account(options.repo_id, options.token, create_pr=options.create_pr)
     refresh_pictures(Path(options.folder))
     given = vars(options)
     names = ("private", "create_pr", "revision", "message", "token", "checkpoint")
     pushed = push(options.folder, options.repo_id, **{name: given[name] for name in names})
+    if not pushed.changed:
+        text = f"{options.repo_id} holds these very files at {pushed.revision}; nothing to push"
+        print(f"hfgen: {text}", file=sys.stderr)
     print(pushed.url)
     return 0
 

@@ -16,7 +16,7 @@ from huggingface_hub.errors import HfHubHTTPError
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 
 from hfgen.errors import HfgenError
-from hfgen.hub.client import Retry
+from hfgen.hub.client import Retry, another_account
 from hfgen.hub.digests import differences
 from hfgen.hub.folder import CARD_PICTURES, HASHED_CODE
 
@@ -33,7 +33,8 @@ _MARKS = (
 @dataclass(frozen=True, kw_only=True)
 class Pushed:
     """What a push did. ``url``: the commit, or the pull request; ``revision``: where it can be
-    loaded from.
+    loaded from; ``changed``: False where the branch held these very files before, so that nothing
+    was committed or proposed.
     """
 
     repo_id: str
@@ -41,6 +42,7 @@ class Pushed:
     revision: str
     url: str
     files: tuple[str, ...]
+    changed: bool = True
 
 
 def prepare(
@@ -56,7 +58,6 @@ def prepare(
     belongs to another account.
     """
     user = retry(api.whoami)["name"]
-    owner = repo_id.split("/")[0]
     sdk = "gradio" if repo_type == "space" else None
 
     def create() -> None:
@@ -69,10 +70,7 @@ def prepare(
     except HfHubHTTPError as error:
         if error.response.status_code != 403:
             raise
-        raise HfgenError(
-            f"{repo_id}: {owner!r} is another account (the token is {user!r}'s); push to "
-            f"'{user}/{repo_id.split('/')[1]}'"
-        ) from None
+        raise another_account(repo_id, user) from None
     if branch not in (None, "main"):
         retry(lambda: api.create_branch(repo_id, branch=str(branch), exist_ok=True))
 
@@ -93,13 +91,14 @@ class Commit:
     tried: bool = False
 
     def __call__(self) -> Pushed:
-        if self.tried and self.create_pr and (done := self._open_pull_request()):
+        again, self.tried = self.tried, True
+        if again and self.create_pr and (done := self._open_pull_request()):
             return done
-        self.tried = True
         head = self._head(self.branch)
         listing = self._listing(head)
-        if not (self.create_pr or stale(self.files, listing) or differences(self.files, listing)):
-            return self._pushed(head, f"{self._page}/commit/{head}", self.branch)
+        if not (stale(self.files, listing) or differences(self.files, listing)):
+            page = f"{self._page}/commit/{head}"
+            return self._pushed(head, page, self.branch, changed=again)
         info: CommitInfo = self.api.create_commit(
             self.repo_id,
             operations=self._operations(listing),
@@ -156,13 +155,14 @@ class Commit:
             return self._pushed(self._head(ref), request.url, ref)
         return None
 
-    def _pushed(self, commit: str, url: str, revision: str) -> Pushed:
+    def _pushed(self, commit: str, url: str, revision: str, changed: bool = True) -> Pushed:
         return Pushed(
             repo_id=self.repo_id,
             commit=commit,
             revision=revision,
             url=url,
             files=tuple(sorted(self.files)),
+            changed=changed,
         )
 
 

@@ -5,9 +5,11 @@ weights are read.
 from __future__ import annotations
 
 import json
+import math
 import re
 import struct
 from dataclasses import dataclass, field
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -58,11 +60,11 @@ class Result:
     @property
     def text(self) -> str:
         """The value, with as many digits as its error bar supports."""
-        if not self.standard_error:
+        if not self.standard_error or not math.isfinite(self.standard_error):
             return f"{self.value:.4g}"
-        error = f"{self.standard_error:.2g}"
-        digits = len(error.partition(".")[2]) if "e" not in error else 6
-        return f"{self.value:.{digits}f} ± {float(error):.{digits}f}"
+        error = Decimal(f"{self.standard_error:.2g}")
+        digits = max(0, -int(error.as_tuple().exponent))
+        return f"{self.value:.{digits}f} ± {error:.{digits}f}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -94,21 +94,25 @@ def visible_files(folder: Path) -> dict[str, Path]:
     return found
 
 
-def check_pipeline(folder: Path) -> dict[str, object]:
-    """The parsed ``model_index.json``; HfgenError when the folder is not a pipeline."""
-    index = folder / "model_index.json"
+def check_pipeline(folder: Path, origin: str | None = None) -> dict[str, object]:
+    """The parsed ``model_index.json``; HfgenError, which names ``origin`` (default: the folder),
+    when it is not a pipeline.
+    """
+    index, origin = folder / "model_index.json", origin or str(folder)
     if not index.is_file():
         state = "a run that has exported no pipeline yet" if is_run(folder) else "not a pipeline"
         raise HfgenError(
-            f"{folder}: {state} (no model_index.json); give a run or a folder of save_pretrained"
+            f"{origin}: {state} (no model_index.json); give a run or a folder of save_pretrained"
         )
     try:
         values = json.loads(index.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise HfgenError(f"{index}: not valid JSON ({error})") from None
+        raise HfgenError(f"{origin}/{index.name}: not valid JSON ({error})") from None
     if not isinstance(values, dict) or "_class_name" not in values:
-        raise HfgenError(f"{index}: names no _class_name; it was not written by save_pretrained")
-    refuse_newer(values, str(folder))
+        raise HfgenError(
+            f"{origin}/{index.name}: names no _class_name; it was not written by save_pretrained"
+        )
+    refuse_newer(values, origin)
     return values
 
 

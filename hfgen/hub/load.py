@@ -13,6 +13,7 @@ import diffusers
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_loading_utils import simple_get_class_obj
 from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import RemoteEntryNotFoundError
 from safetensors import SafetensorError
 from torch import nn
 
@@ -48,7 +49,7 @@ def load(path_or_id: str | Path, **kwargs: Any) -> Any:
     """
     source = _source(path_or_id)
     kwargs = {"use_safetensors": True, **kwargs}
-    with _one_line(source):
+    with _one_line(source, foreign=bool(kwargs.get("trust_remote_code"))):
         index = _read(source, INDEX, kwargs)
         if kwargs.get("trust_remote_code"):
             with code_lock():
@@ -125,7 +126,10 @@ def _read(source: str, name: str, kwargs: Mapping[str, Any]) -> dict[str, Any]:
             raise HfgenError(f"{source}: {state} (it holds no {name})")
     else:
         options = {key: kwargs[key] for key in DOWNLOAD if key in kwargs}
-        path = Path(hf_hub_download(source, name, **options))
+        try:
+            path = Path(hf_hub_download(source, name, **options))
+        except RemoteEntryNotFoundError:
+            raise HfgenError(f"{source}: no pipeline (it holds no {name})") from None
     value = json.loads(path.read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise HfgenError(f"{path}: not a JSON object")
@@ -193,11 +197,15 @@ def _bare(source: str) -> tuple[str, str]:
 
 
 @contextmanager
-def _one_line(source: str) -> Iterator[None]:
-    """What the libraries raise on bad input, as one line."""
+def _one_line(source: str, foreign: bool = False) -> Iterator[None]:
+    """What the libraries raise on bad input, as one line; and whatever ``foreign`` code raises."""
     try:
         with hub_errors(source):
             yield
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         text = " ".join(str(error).split())
         raise HfgenError(text if text.startswith(source) else f"{source}: {text}") from error
+    except Exception as error:
+        if not foreign or isinstance(error, HfgenError):
+            raise
+        raise HfgenError(f"{source}: its code fails: {' '.join(repr(error).split())}") from error

@@ -11,7 +11,7 @@ from hfgen.hub.checkpoint import packed_checkpoint
 from hfgen.hub.client import Retry, check_repo_id, hub_errors
 from hfgen.hub.commit import Commit, Pushed, prepare
 from hfgen.hub.facts import tensor_shapes
-from hfgen.hub.folder import check_code, code_files, collect
+from hfgen.hub.folder import card_metadata, check_code, code_files, collect
 
 
 def push(
@@ -45,7 +45,7 @@ def push(
     folder = Path(folder)
     write_card(folder, repo_id=repo_id)
     with packed_checkpoint(folder, checkpoint) as extra:
-        files = _checked_files(folder) | extra
+        files = checked_files(folder) | extra
         api = HfApi(token=token)
         with hub_errors(repo_id, api):
             branch = None if create_pr else revision
@@ -64,7 +64,9 @@ def push(
     return pushed
 
 
-def _checked_files(folder: Path) -> dict[str, Path]:
+def checked_files(folder: str | Path) -> dict[str, Path]:
+    """Path in the repository -> file of what would be pushed. Raises HfgenError: as ``push`` where
+    the folder is what is wrong."""
     shared = collect(folder)
     check_code(shared.pipeline, code_files(shared.files))
     for name, path in shared.files.items():
@@ -81,4 +83,5 @@ def _card(api: HfApi, folder: Path, repo_id: str, revision: str | None, retry: R
     if retry(lambda: api.file_exists(repo_id, "README.md", revision=revision)):
         path = retry(lambda: api.hf_hub_download(repo_id, "README.md", revision=revision))
         remote = Path(path).read_text(encoding="utf-8")
+        card_metadata(remote, f"{repo_id}: README.md on the Hub")
     return write_card(folder, repo_id=repo_id, remote=remote)

@@ -161,6 +161,9 @@ def test_a_bare_pipeline_has_a_card_too(stock_pipeline, tmp_path):
         (98.6, None, "98.6"),
         (123.4, 17.0, "123 ± 17"),
         (1.5, 0.0, "1.5"),
+        (1.5, float("nan"), "1.5"),
+        (-3376.98, 155.03, "-3377 ± 160"),
+        (1.23456, 0.0000099, "1.2345600 ± 0.0000099"),
     ],
 )
 def test_digits_follow_the_error_bar(value, error, text):

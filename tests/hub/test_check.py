@@ -168,14 +168,24 @@ def test_a_folder_that_is_missing_is_called_so(hub, client, source, said):
     assert hub.log == []
 
 
-def test_trusted_code_that_imports_something_missing_is_one_line(client, own_model, tmp_path):
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("import no_such_module", "no_such_module"),
+        ("1 / 0", "its code fails: ZeroDivisionError"),
+        ("from __future__ import annotations", "its code fails: SyntaxError"),
+    ],
+)
+def test_trusted_code_that_imports_something_missing_is_one_line(
+    client, own_model, tmp_path, line, said
+):
     folder = shutil.copytree(own_model, tmp_path / "lacking")
-    append(next((folder / "vae").glob("*.py")), "\nimport no_such_module\n")
+    append(next((folder / "vae").glob("*.py")), f"\n{line}\n")
     code = """
     from hfgen.hub.trust import load_asking
     load_asking(folder, trust_remote_code=True)
     """
-    assert "no_such_module" in client.fails(code, folder=str(folder))
+    assert said in client.fails(code, folder=str(folder))
 
 
 def test_ours_needs_no_trust(client, vae):
@@ -190,7 +200,30 @@ def test_a_lying_hash_is_not_trusted(client, vae):
     """Code under the very name that the installed class would have, with other content."""
     append(next((vae / "vae").glob("*.py")), "\nprint('evil')\n")
     code = "from hfgen.hub.trust import load_asking; load_asking(folder)"
-    assert "brings code of its own" in client.fails(code, folder=str(vae))
+    said = client.fails(code, folder=str(vae))
+    assert "brings code of its own (vae/vae_mlp__" in said and ", changed after it was" in said
+
+
+def test_other_code_is_named_beside_the_installed_one(client, vae):
+    """A later version of an installed class, exported under the hash that it has."""
+    (old,) = (vae / "vae").glob("*.py")
+    code = """
+    from pathlib import Path
+    from hfgen.hub.trust import load_asking
+    from hfgen.pipelines._self_contained import export_name
+    old = Path(folder, "vae", name + ".py")
+    text = old.read_text() + "\\nMORE = 1\\n"
+    new = export_name(name, text)
+    old.rename(old.with_name(new + ".py")).write_text(text)
+    index = Path(folder, "model_index.json")
+    index.write_text(index.read_text().replace(name, new))
+    try:
+        load_asking(folder)
+    except Exception as error:
+        result = [new, str(error)]
+    """
+    new, said = client.run(code, folder=str(vae), name=old.stem)
+    assert new != old.stem and f"(vae/{new}.py, installed is {old.name})" in said
 
 
 @pytest.mark.parametrize(
@@ -206,7 +239,7 @@ def test_a_person_is_asked(client, typed, runs):
     kept, said = (sys.stdin, sys.stderr), io.StringIO()
     sys.stdin, sys.stderr = Terminal(typed), said
     try:
-        ask("user/x", ["a__01234567.py"])
+        ask("user/x", {"a__01234567.py": "installed is a__89abcdef.py"})
         result = [True, said.getvalue()]
     except HfgenError:
         result = [False, said.getvalue()]
@@ -215,7 +248,7 @@ def test_a_person_is_asked(client, typed, runs):
     """
     allowed, said = client.run(code, typed=typed)
     assert allowed is runs
-    assert "a__01234567.py" in said and "user/x" in said
+    assert "  a__01234567.py, installed is a__89abcdef.py\n" in said and "user/x" in said
 
 
 @pytest.fixture(scope="session")

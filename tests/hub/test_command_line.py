@@ -9,6 +9,19 @@ NO_TOKEN = MAIN.replace('os.environ["HF_TOKEN"] = "hf_user"', "").replace(
     'del os.environ["HF_TOKEN"]', ""
 )
 
+TRAIN_AND_PUSH = [
+    *("train", "mnist-vae", "--output_dir", "OUT", "--hub.push_to_hub", "true"),
+    *("--hub.hub_model_id", "user/x"),
+]
+ON_THE_HUB = {
+    "user/no-pipeline": {"notes.txt": b"hello"},
+    "user/newer": {
+        "model_index.json": b'{"_class_name": "DDPMPipeline", "_hfgen_version": "99.0"}'
+    },
+    "user/with-pickles": {"model_index.json": b"{}", "vae/x.bin": b"x"},
+    "user/bad-card": {"README.md": b"---\nlicense: [\n---\n"},
+}
+
 
 def told(client, *words: str, code: str = MAIN) -> str:
     status, said = client.run(code, words=list(words))
@@ -73,15 +86,45 @@ def test_space_private_with_a_token(hub, client, run_folder):
         (["card", "EMPTY"], "not a pipeline"),
         (["check", "user/nothing-there"], "no such repository"),
         (["train", "user/nothing-there"], "no such repository"),
+        (["sample", "user/no-pipeline"], "user/no-pipeline: no pipeline (it holds no model_index"),
+        (["sample", "user/newer"], "user/newer: saved by hfgen 99.0, newer than the installed"),
+        (["check", "user/with-pickles"], "user/with-pickles: vae/x.bin may hold a pickle"),
+        (["push", "RUN", "user/bad-card", "--token", "hf_user"], "on the Hub: line 2 is not valid"),
+        (TRAIN_AND_PUSH, "no Hugging Face token"),
+        ([*TRAIN_AND_PUSH, "--hub.hub_model_id", "no id"], "is not valid"),
     ],
 )
 def test_bad_input_is_one_line_status_2_and_nothing_is_made(
     hub, client, run_folder, tmp_path, words, said
 ):
     (tmp_path / "empty").mkdir()
+    (run_folder / "README.md").unlink(missing_ok=True)
+    for repo, files in ON_THE_HUB.items():
+        hub.put(repo, files)
     folders = {"RUN": str(run_folder), "EMPTY": str(tmp_path / "empty")}
+    folders |= {"OUT": str(tmp_path / "out")}
     before = set(hub.repos)
     status, text = client.run(NO_TOKEN, words=[folders.get(word, word) for word in words])
     assert status == 2 and text.startswith("hfgen: error: ") and text.count("\n") == 1, text
     assert said in text
     assert set(hub.repos) == before and not list((tmp_path / "empty").iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {"empty", "runs"}
+
+
+def test_training_starts_only_with_an_account_that_may_push(hub, client, tmp_path):
+    words = [*TRAIN_AND_PUSH, "--hub.hub_model_id", "other/x"]
+    words[words.index("OUT")] = str(tmp_path / "out")
+    status, said = client.run(MAIN, words=words)
+    assert status == 2 and said.count("\n") == 1 and "'other' is another account" in said
+    assert not list(tmp_path.iterdir()) and "models/other/x" not in hub.repos
+
+
+def test_nothing_to_push_is_said(hub, client, run_folder):
+    """Also of a pull request, which is then not opened."""
+    told(client, "push", str(run_folder), "user/same")
+    for words in ([], ["--create-pr"], ["--revision", "main"]):
+        status, said = client.run(MAIN, words=["push", str(run_folder), "user/same", *words])
+        note, url = said.strip().splitlines()
+        assert status == 0 and note.endswith("these very files at main; nothing to push")
+        assert "/user/same/commit/" in url
+    assert hub.repos["models/user/same"].pull_requests() == []
