@@ -19,6 +19,7 @@ from hfgen.hub.client import Retry, check_repo_id, hub_errors
 from hfgen.hub.commit import Commit, Pushed, prepare
 from hfgen.hub.facts import SCORING, read_facts
 from hfgen.hub.folder import visible_files
+from hfgen.hub.push import checked_files
 from hfgen.hub.trust import load_asking
 from hfgen.samples import draws_images
 
@@ -93,6 +94,7 @@ def make_space(
     Raises HfgenError, as ``push``.
     """
     check_repo_id(repo_id)
+    checked_files(folder)
     api = HfApi(token=token)
     with tempfile.TemporaryDirectory() as scratch:
         files = visible_files(write_space(folder, Path(scratch)))

@@ -96,5 +96,9 @@ def load_asking(path_or_id: str | Path, *, trust_remote_code: bool = False, **kw
     is_pipeline = (folder / "model_index.json").is_file()
     foreign = foreign_code(folder, str(path_or_id)) if is_pipeline else {}
     ask(str(path_or_id), foreign, trust_remote_code=trust_remote_code)
-    # what is no pipeline is for ``load`` to name
-    return load(folder if foreign else path_or_id, trust_remote_code=bool(foreign), **kwargs)
+    if not foreign:  # what is no pipeline is for ``load`` to name
+        return load(path_or_id, **kwargs)
+    try:
+        return load(folder, trust_remote_code=True, **kwargs)
+    except HfgenError as error:  # names the cache's folder
+        raise HfgenError(str(error).replace(str(folder), str(path_or_id))) from error

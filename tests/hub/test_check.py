@@ -141,6 +141,9 @@ def test_code_that_is_not_ours_runs_only_when_trusted(client, own_model):
     assert rows["loads without hfgen"][0] is True
     assert rows["loads with hfgen"][0] is None  # nothing installed to compare with, and it says so
     assert "my_vae__" in rows["loads with hfgen"][1]
+    words = ["check", str(own_model)]
+    assert client.run(MAIN, words=words)[0] == 2
+    assert client.run(MAIN, words=[*words, "--trust-remote-code"])[0] == 0
 
 
 def test_load_asking_runs_trusted_code_and_no_other(client, own_model):
@@ -185,7 +188,8 @@ def test_trusted_code_that_imports_something_missing_is_one_line(
     from hfgen.hub.trust import load_asking
     load_asking(folder, trust_remote_code=True)
     """
-    assert said in client.fails(code, folder=str(folder))
+    text = client.fails(code, folder=str(folder))
+    assert text.startswith(f"{folder}: ") and said in text
 
 
 def test_ours_needs_no_trust(client, vae):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 
 import pytest
 import yaml
+from hub_client import MAIN
 
 from hfgen.hub.folder import split_card
 
@@ -158,6 +160,24 @@ def test_the_page_answers_here_too(client, gan_folder):
     shown, address, said = client.run(code, folder=str(gan_folder), port=port)
     assert shown and address == f"http://127.0.0.1:{port}/"
     assert f"--port {port}" in said and "\n" not in said  # which is taken now
+
+
+def test_code_that_is_not_ours_waits_for_the_flag(hub, client, gan_folder, tmp_path):
+    """And where it could not load alone no Space is made of it."""
+    folder = shutil.copytree(gan_folder, tmp_path / "other")
+    (code,) = (folder / "generator").glob("*.py")
+    code.write_text(code.read_text() + "\nMORE = 1\n")
+    status, said = client.run(MAIN, words=["demo", str(folder)])
+    assert status == 2 and said.count("\n") == 1 and "then add --trust-remote-code" in said
+    page = """
+    from hfgen.hub.space import build_page
+    result = build_page(folder, trust_remote_code=True).title
+    """
+    assert client.run(page, folder=str(folder))
+    code.write_text(code.read_text() + "import no_such_module\n")
+    status, said = client.run(MAIN, words=["space", str(folder), "user/lacking"])
+    assert status == 2 and "imports no_such_module" in said
+    assert "spaces/user/lacking" not in hub.repos
 
 
 def test_a_demo_of_nothing_is_one_line(client, tmp_path):
