@@ -41,6 +41,9 @@ PROMISES = {
     ),
     "names of code files hash their content": "pipelines/test_self_contained.py"
     "::test_the_folder_is_what_the_design_says",
+    "training that is to be pushed starts only with an account that may": (
+        "hub/test_command_line.py::test_training_starts_only_with_an_account_that_may_push"
+    ),
     "two repositories with files of one name in one process": (
         "hub/test_loads_anywhere.py::test_two_repositories_with_files_of_one_name_in_one_process"
     ),
@@ -107,6 +110,9 @@ PROMISES = {
     "bad input: broken folders send nothing": (
         "hub/test_push.py::test_nothing_is_sent_when_the_folder_is_wrong"
     ),
+    "bad input: a Space of code that cannot load alone": (
+        "hub/test_space.py::test_code_that_is_not_ours_waits_for_the_flag"
+    ),
     "bad input: code with a missing import": (
         "hub/test_check.py::test_trusted_code_that_imports_something_missing_is_one_line"
     ),
@@ -115,22 +121,64 @@ PROMISES = {
     "conformance: pipelines": "conformance/test_pipeline_conformance.py::test_save_and_load",
 }
 """What is promised of sharing -> the test that shows it, which must exist."""
+_OPTIONS = {
+    ("push", "--private", "--message", "--token"): "test_push_private_with_a_message_and_a_token",
+    ("push", "--create-pr", "--revision"): "test_push_to_a_branch_and_as_a_pull_request",
+    ("check", "--revision", "--token"): "test_check_looks_at_the_revision_with_the_token",
+    ("card", "--repo-id"): "test_card_with_a_repo_id",
+    ("space", "--private", "--token"): "test_space_private_with_a_token",
+}
+SHOWN = {
+    (command, option): f"hub/test_command_line.py::{test}"
+    for (command, *options), test in _OPTIONS.items()
+    for option in options
+} | {
+    ("push", "--checkpoint"): "hub/test_admit.py::test_resumed_elsewhere_with_its_own_code",
+    ("check", "--trust-remote-code"): "hub/test_check.py"
+    "::test_code_that_is_not_ours_runs_only_when_trusted",
+    ("demo", "--port"): "hub/test_space.py::test_the_page_answers_here_too",
+    ("demo", "--trust-remote-code"): "hub/test_space.py"
+    "::test_code_that_is_not_ours_waits_for_the_flag",
+    ("command", "hfgen demo"): "hub/test_space.py::test_the_page_answers_here_too",
+    (
+        "recipe",
+        "hub.private",
+    ): "hub/test_background.py::test_a_slow_hub_does_not_hold_a_step",
+    ("loading", "safetensors"): "pipelines/test_self_contained.py::test_no_pickle_is_read",
+    ("loading", "push_to_hub"): "hub/test_loads_anywhere.py"
+    "::test_pushed_loaded_pushed_and_loaded_again",
+    ("card", "Training"): "hub/test_card.py::test_everything_a_reader_asks_for",
+    ("card", "Size"): "hub/test_card.py::test_numbers_of_parameters_are_those_of_the_model",
+    ("refusal", "401"): "hub/test_push.py::test_wrong_token",
+    ("refusal", "403"): "hub/test_push.py::test_no_write_permission_on_an_existing_repository",
+    ("refusal", "409"): "hub/test_push.py::test_409_while_the_repository_is_made",
+    ("refusal", "429"): "hub/test_push.py::test_what_passes_is_tried_again",
+    ("refusal", "503"): "hub/test_push.py::test_what_passes_is_tried_again",
+    ("refusal", "500"): "hub/test_push.py::test_what_does_not_pass_leaves_main_as_it_was",
+    ("refusal", "private"): "hub/test_push.py::test_private",
+    ("refusal", "corrupt"): "hub/test_fetch.py::test_a_download_that_stays_broken_is_refused",
+    ("refusal", "cut"): "hub/test_push.py::test_what_passes_is_tried_again",
+}
+"""(kind, name) -> its test, where the one that says the name most often is another."""
 REFUSALS = ("401", "403", "404", "409", *map(str, PASSING_STATUS), "private", "corrupt", "cut")
 
 
 def hub_lines() -> list[str]:
     """The section's lines."""
     tests = texts(*(f"tests/{room}/test_*.py" for room in ("hub", "pipelines", "conformance")))
-    pages = texts(
-        "docs/share.md", "docs/bring-your-own-model.md", "docs/evaluation.md", "README.md"
-    )
+    pages = texts("docs/share.md")
+    more = texts("docs/bring-your-own-model.md")
     rows = [
-        (kind, name, place(pattern, tests), place(pattern, pages))
+        (
+            kind,
+            name,
+            shown(SHOWN[kind, name]) if (kind, name) in SHOWN else place(pattern, tests),
+            place(pattern, pages) or place(pattern, more),
+        )
         for kind, name, pattern in names()
     ]
-    rows += [
-        ("promise", name, shown(test), place("share", pages)) for name, test in PROMISES.items()
-    ]
+    page = place("(?i)share", pages)
+    rows += [("promise", name, shown(test), page) for name, test in PROMISES.items()]
     done = sum(bool(test) for _, _, test, _ in rows)
     lines = [f"## Hub ({done} of {len(rows)} tested)", "", "| kind | name | test | page |"]
     lines += ["|---|---|---|---|"]

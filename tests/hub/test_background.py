@@ -207,7 +207,9 @@ def test_a_slow_hub_does_not_hold_a_step(hub, client, run_folder):
         from hfgen.hub.config import HubConfig
         os.environ["HF_TOKEN"] = "hf_user"
         run, said, steps = Path(folder), [], []
-        config = HubConfig(push_to_hub=True, hub_model_id="user/slow", strategy="checkpoint")
+        config = HubConfig(
+            push_to_hub=True, hub_model_id="user/slow", strategy="checkpoint", private=True
+        )
         pusher = RunPusher(run, config)
         pusher._background.report = said.append
         def export(target):
@@ -232,7 +234,7 @@ def test_a_slow_hub_does_not_hold_a_step(hub, client, run_folder):
     )
     assert max(steps) < 1
     assert len(said) == 1 and "token is refused" in said[0]
-    assert left == 0
+    assert left == 0 and hub.repos["models/user/slow"].private is True
     # The first was refused, the second or third waited; the end had only the pictures to add.
     titles = ["tiny-ddpm: training finished", "tiny-ddpm at 3 images"]
     assert hub.history("user/slow")[:2] == titles

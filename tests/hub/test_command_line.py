@@ -119,6 +119,27 @@ def test_training_starts_only_with_an_account_that_may_push(hub, client, tmp_pat
     assert not list(tmp_path.iterdir()) and "models/other/x" not in hub.repos
 
 
+def test_training_starts_though_the_hub_is_away(hub, client):
+    """The push comes later, when it may be back."""
+    hub.fail("GET /api/whoami-v2", "status", times=99, status=503)
+    said = client.run(
+        """
+        import contextlib, io, os
+        from hfgen.hub import client
+        from hfgen.run import _check_hub
+        patient, said = client.Retry, io.StringIO()
+        client.Retry = lambda: patient(attempts=2, first_wait=0.01)
+        os.environ["HF_TOKEN"] = "hf_user"
+        with contextlib.redirect_stderr(said):
+            _check_hub("user/x")
+        del os.environ["HF_TOKEN"]
+        client.Retry = patient
+        result = said.getvalue()
+        """
+    )
+    assert "keeps answering 503" in said and said.endswith("the push is tried later\n")
+
+
 def test_nothing_to_push_is_said(hub, client, run_folder):
     """Also of a pull request, which is then not opened."""
     told(client, "push", str(run_folder), "user/same")
