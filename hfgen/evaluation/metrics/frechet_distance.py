@@ -16,6 +16,7 @@ from scipy.linalg import get_lapack_funcs
 
 from hfgen.errors import HfgenError
 from hfgen.evaluation.arrays import Array, Estimate, as_double, as_features
+from hfgen.evaluation.metrics.byte_moments import byte_moments, byte_moments_pay
 from hfgen.evaluation.moments import Moments
 
 
@@ -76,7 +77,8 @@ class _Gaussian:
             return cls(source.mean, rows=None, covariance=source.covariance)
         features = as_features(source, name)
         if len(features) > features.shape[1]:
-            moments = Moments.of(features)
+            fast = byte_moments_pay(features)
+            moments = byte_moments(features) if fast else Moments.of(features)
             return cls(moments.mean, rows=None, covariance=moments.covariance)
         x = as_double(features, name)
         mean = x.mean(0)
