@@ -38,7 +38,7 @@ def ask(source: str, files: Mapping[str, str], *, trust_remote_code: bool = Fals
         print(f"  {_with(name, beside)}", file=sys.stderr)
     print("Run it? [y/N] ", end="", file=sys.stderr, flush=True)
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-        raise HfgenError(f"{source}: its code ({named}) was not run, as you asked")
+        raise HfgenError(f"{source}: its code ({', '.join(files)}) was not run, as you asked")
 
 
 def listed(files: Mapping[str, str]) -> str:

@@ -198,8 +198,11 @@ class GAN(Objective):
         if share < 1:
             best = game.fake_verdict.logits.topk(math.ceil(share * len(rows)))
             rows = rows[best.indices]
-        value, labels = rows.mean(), game.labels(GENERATOR)
-        return value, {"loss_g": value, "diversity": diversity(game.fake, game.real, labels)}
+        value = rows.mean()
+        terms = {"loss_g": value}
+        if len(game.fake) > 1:  # one image differs from no other
+            terms["diversity"] = diversity(game.fake, game.real, game.labels(GENERATOR))
+        return value, terms
 
     @cached_property
     def all_regularizers(self) -> dict[str, Regularizer]:

@@ -71,3 +71,14 @@ def test_a_collapsed_generator_is_seen_in_the_objectives_terms():
         terms = objective.loss("generator", models, rows, Rng(0, 0), LATER)[1]
         found.append(objective.symptoms({k: float(v) for k, v in terms.items()}, LATER))
     assert set(found[1]) == {"collapse"}
+
+
+def test_a_batch_of_one_image_has_no_diversity_to_log():
+    models = {
+        "generator": DCGANGenerator(8, out_channels=1, latent_dim=4, channels=8, norm="none"),
+        "discriminator": DCGANDiscriminator(8, in_channels=1, channels=8, norm="none"),
+    }
+    terms = GAN().loss("generator", models, {"images": torch.zeros(1, 1, 8, 8)}, Rng(0, 0), LATER)[
+        1
+    ]
+    assert set(terms) == {"loss_g"}
