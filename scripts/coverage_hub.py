@@ -100,6 +100,12 @@ PROMISES = {
         "hub/test_resume.py::test_recipe_and_weights_travel_the_discriminator_too"
     ),
     "train on: code of its own travels": "hub/test_admit.py::test_trained_on_with_its_own_code",
+    "demo: sliders of seed, truncation, class": "hub/test_space.py"
+    "::test_sliders_follow_the_pipeline",
+    "demo: steps of a diffusion model": "hub/test_space.py"
+    "::test_a_diffusion_pipeline_has_steps_and_no_walk",
+    "demo: a walk between two latents": "hub/test_space.py"
+    "::test_the_walk_begins_and_ends_at_its_seeds",
     "demo in a browser": "hub/test_demo_browser.py"
     "::test_an_image_appears_and_the_slider_changes_it",
     "docs: share in five minutes, as commands": "hub/test_docs.py::test_share_in_five_minutes",

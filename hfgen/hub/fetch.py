@@ -19,9 +19,9 @@ from hfgen.hub.folder import refuse_pickles
 def fetch(repo_id: str, *, revision: str | None = None, token: str | bool | None = None) -> Path:
     """A verified local snapshot of a Hub repository: a folder that loads offline.
 
-    Raises HfgenError: invalid id, no such repository or revision, no access, no network and nothing
-    cached, a pickle in
-    the repository (before anything is downloaded), a file that arrived other than the Hub lists it.
+    Raises HfgenError: invalid id, no such repository or revision, no access, no network, a pickle
+    in the repository (before anything is downloaded), a file that arrived other than the Hub lists
+    it.
     """
     check_repo_id(repo_id)
     api, retry = HfApi(token=token), Retry()
