@@ -15,11 +15,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hfgen.evaluation.arrays import slices
+
 LARGEST = 32_512
 """In steps: 127 * 256, so that neither byte overflows."""
 WIDEST = 32_768
 """Of vectors: 2 D products of bytes stay below 2^31."""
 CHUNK = 512
+CACHED = 64
+"""Rows of some thousand numbers that stay in the cache from one operation to the next."""
 UNIT = torch.finfo(torch.float32).eps / 2
 
 
@@ -82,8 +86,12 @@ class FixedPoint:
         digits = torch.cat([self.high[i], self.low[i]], dim=1)
         cross = torch.cat([other.low[j], other.high[j]], dim=1)
         # the public product of integers is slow on CPUs
-        total = torch._int_mm(self.high[i], other.high[j].T) * (65536 * factor)
-        return total.add_(torch._int_mm(digits, cross.T), alpha=256 * factor)
+        upper, lower = torch._int_mm(self.high[i], other.high[j].T), torch._int_mm(digits, cross.T)
+        total = torch.empty(upper.shape)
+        for rows in slices(len(total), CACHED):
+            part = torch.mul(upper[rows], 65536 * factor, out=total[rows])
+            part.add_(lower[rows], alpha=256 * factor)
+        return total
 
     def low_products(self, other: FixedPoint) -> Tensor:
         """Share of each row [N], float64, in the products of low bytes l'l', to first order.

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from hfgen.errors import HfgenError
 from hfgen.evaluation.arrays import Array, Estimate, as_pair, slices
-from hfgen.evaluation.metrics.fixed_point import LARGEST, FixedPoint, has_byte_units
+from hfgen.evaluation.metrics.fixed_point import CACHED, LARGEST, FixedPoint, has_byte_units
 
 BLOCK = 2048
 COARSEST = 1e-7
@@ -116,13 +116,13 @@ class _Rows:
         assert isinstance(other.copy, FixedPoint)
         return self.rest + (self.factor * self.copy.low_products(other.copy)).float()
 
-    def products(self, i: slice, other: _Rows, j: slice, rest: Tensor) -> Tensor:
-        """factor * (copy of x)'(copy of y) of rows ``i`` and ``j``, plus ``rest`` [J]: [I, J]."""
+    def products(self, i: slice, other: _Rows, j: slice) -> Tensor:
+        """factor * (copy of x)'(copy of y) of rows ``i`` and ``j``: [I, J]."""
         if isinstance(self.copy, FixedPoint):
             assert isinstance(other.copy, FixedPoint)
-            return self.copy.products(i, other.copy, j, self.factor).add_(rest)
+            return self.copy.products(i, other.copy, j, self.factor)
         assert isinstance(other.copy, Tensor)
-        return torch.addmm(rest, self.copy[i], other.copy[j].T, alpha=self.factor)
+        return (self.copy[i] @ other.copy[j].T).mul_(self.factor)
 
 
 def _centred(x: Tensor, y: Tensor) -> tuple[_Rows, _Rows]:
@@ -171,9 +171,9 @@ def _row_sums(x: _Rows, y: _Rows) -> _Sums:
 def _sums_within(x: _Rows) -> Tensor:
     """Row sums of the kernel of x with itself, without the diagonal."""
     total = torch.zeros(len(x.rest), dtype=torch.float64, device=x.rest.device)
-    for i, j, kernel in _blocks(x, x, upper=True):
-        if i == j:
-            kernel.fill_diagonal_(0)
+    for i, j, kernel in _blocks(x, x, lower=True):
+        if i.start < j.stop:
+            kernel.diagonal(i.start - j.start).zero_()
         else:
             total[j] += kernel.sum(0).double()
         total[i] += kernel.sum(1).double()
@@ -190,11 +190,17 @@ def _sums_between(x: _Rows, y: _Rows) -> tuple[Tensor, Tensor]:
     return rows, columns
 
 
-def _blocks(x: _Rows, y: _Rows, *, upper: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Row slices and (x'y / D + 1)^3 of these rows; with ``upper``, only j >= i."""
+def _blocks(x: _Rows, y: _Rows, *, lower: bool = False) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Row slices and (x'y / D + 1)^3 of these rows; with ``lower``, of each square block only those
+    on and below the diagonal of blocks. A block's rows come in parts that stay in the cache.
+    """
     left, right = x.rest_with(y), y.rest_with(x)
-    for i in slices(len(left), BLOCK):
+    for rows in slices(len(left), BLOCK):
         for j in slices(len(right), BLOCK):
-            if not upper or j.start >= i.start:
-                base = x.products(i, y, j, right[j]).add_(left[i, None])
+            if lower and j.start > rows.start:
+                continue
+            products = x.products(rows, y, j)
+            for part in slices(len(products), CACHED):
+                i = slice(rows.start + part.start, rows.start + part.stop)
+                base = products[part].add_(right[j]).add_(left[i, None])
                 yield i, j, base.pow_(3)  # by two products, in one pass
