@@ -80,6 +80,27 @@ def test_zero_on_itself_symmetric_and_rotation_invariant(n, d, seed):
     assert rotated == pytest.approx(frechet_distance(a, b), abs=1e-6 * scale)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("rank", [1, 9, 16], ids=lambda rank: f"rank {rank} of 16")
+def test_of_singular_covariances(rank, order):
+    """Neither the features nor the moments that are given change."""
+    draw = np.random.default_rng(0)
+    a, b = (draw.normal(size=(60, rank)) @ draw.normal(size=(rank, 16)) + 1 for _ in range(2))
+    covariances = np.cov(a, rowvar=False), np.cov(b, rowvar=False)
+    roots = [scipy.linalg.sqrtm(c + 1e-14 * np.eye(16)).real for c in covariances]
+    cross = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum() + np.trace(sum(covariances)) - 2 * cross
+    moments = [
+        Moments(60, x.mean(0), np.array(59 * c, order=order))
+        for x, c in zip((a, b), covariances, strict=True)
+    ]
+    kept = [x.copy() for x in (a, b, *(m.scatter for m in moments))]
+    for pair in ((a, b), moments):
+        assert frechet_distance(*pair) == pytest.approx(expected, rel=1e-5)
+    for x, before in zip((a, b, *(m.scatter for m in moments)), kept, strict=True):
+        assert np.array_equal(x, before)
+
+
 def test_of_constant_features():
     a, b = np.ones((50, 8)), np.full((60, 8), 3.0)
     assert frechet_distance(a, b) == pytest.approx(8 * 4)

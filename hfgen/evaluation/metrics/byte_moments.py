@@ -54,7 +54,8 @@ def byte_moments(x: Tensor) -> Moments:
         tile.mul_(step[i, None]).mul_(step[j])
         if i != j:
             products[j, i] = tile.T
-    return Moments(count, x.numpy().mean(axis=0, dtype=np.float64), products.numpy())
+    mean = x.numpy().mean(axis=0, dtype=np.float64)
+    return Moments(count, mean, products.T.numpy())  # in the order of LAPACK
 
 
 def _steps(x: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,9 @@ class _Gaussian:
         if len(features) > features.shape[1]:
             fast = byte_moments_pay(features)
             moments = byte_moments(features) if fast else Moments.of(features)
-            return cls(moments.mean, rows=None, covariance=moments.covariance)
+            covariance = moments.scatter
+            covariance /= moments.count - 1  # in place: new memory costs more than this
+            return cls(moments.mean, rows=None, covariance=covariance)
         x = as_double(features, name)
         mean = x.mean(0)
         return cls(mean, rows=(x - mean) / math.sqrt(len(x) - 1), covariance=None)
@@ -114,13 +116,17 @@ def _trace_sqrt(x: _Gaussian, y: _Gaussian) -> float:
 
 
 def _congruence(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """F b F' with F'F = a, its lower triangle: F by Cholesky's method, or from eigenvectors where
-    ``a`` is singular.
+    """F b F' with F'F = a, its lower triangle; F by Cholesky's method, or from eigenvectors where
+    ``a`` is singular. Neither ``a`` nor ``b`` is kept.
     """
     potrf, sygst = get_lapack_funcs(("potrf", "sygst"), dtype=np.float64)
-    factor, failed = potrf(a, lower=1)
+    diagonal = a.diagonal().copy()
+    factor, failed = potrf(a, lower=1, clean=0, overwrite_a=1)
     if not failed:
-        return sygst(b, factor, itype=2, lower=1)[0]
+        return sygst(b, factor, itype=2, lower=1, overwrite_a=1)[0]
+    a = np.triu(a, 1)  # which is as it was
+    a += a.T
+    np.fill_diagonal(a, diagonal)
     values, vectors = torch.linalg.eigh(torch.from_numpy(a))
     root = (values.clamp(min=0).sqrt()[:, None] * vectors.T).numpy()
     return root @ b @ root.T
