@@ -77,7 +77,7 @@ class MagnitudePreservingTransformer(ModelMixin, ConfigMixin):
     ):
         super().__init__()
         check_sizes(sample_size, patch_size, hidden_dim, num_attention_heads)
-        self.patches_in = MPLinear(in_channels * patch_size**2 + 1, hidden_dim)  # and a constant
+        self.patches_in = MPLinear(in_channels * patch_size**2, hidden_dim)
         self.time_in = MPLinear(hidden_dim, hidden_dim)
         self.class_in = MPLinear(num_class_embeds, hidden_dim) if num_class_embeds else None
         self.blocks = nn.ModuleList(
@@ -86,6 +86,8 @@ class MagnitudePreservingTransformer(ModelMixin, ConfigMixin):
         self.patches_out = MPLinear(hidden_dim, out_channels * patch_size**2)
         self.gain_out = nn.Parameter(torch.zeros(()))
         side = sample_size // patch_size
+        # each token's own vector: rotary angles alone say only where tokens are to one another
+        self.position = nn.Parameter(torch.randn(side**2, hidden_dim))
         angles = rotary_angles(side, side, hidden_dim // num_attention_heads)
         self.register_buffer("cos", angles.cos(), persistent=False)
         self.register_buffer("sin", angles.sin(), persistent=False)
@@ -107,9 +109,8 @@ class MagnitudePreservingTransformer(ModelMixin, ConfigMixin):
             ``.sample`` [B, out_channels, H, W].
         """
         condition = self._condition(sample, timestep, class_labels)
-        patches = self._patches(sample)
-        ones = torch.ones_like(patches[:, :, :1])
-        x = self.patches_in(torch.cat([patches, ones], dim=2))
+        x = self.patches_in(self._patches(sample))
+        x = mp_sum(x, unit(self.position).to(x.dtype), 0.5)
         for block in self.blocks:
             x = block(x, condition, self.cos, self.sin)
         output = self._unpatch(self.patches_out(x, self.gain_out))
