@@ -121,7 +121,8 @@ def meant_id(path_or_id: object) -> str:
     path = Path(str(path_or_id))
     if path.exists():
         raise HfgenError(f"{path}: a file; give the folder of a run or a pipeline, or a Hub id")
-    if path.is_absolute() or path.parent.is_dir() or str(path_or_id).startswith((".", "runs/")):
+    local = path.is_absolute() or path.parent.is_dir() or len(path.parts) > 2
+    if local or str(path_or_id).startswith((".", "runs/")):
         raise HfgenError(f"{path}: no such folder (and no Hub id, which would be 'user/name')")
     return check_repo_id(str(path_or_id))
 

@@ -52,7 +52,7 @@ def test_folders_on_the_command_line(tmp_path, capsys):
         (["--images", "/nowhere", "--reference", "/else"], "/else: no such folder of images"),
         (["/nowhere/run"], "/nowhere/run: no such folder .and no Hub id"),
         (["runs/nowhere", "--metrics", "fd"], "runs/nowhere: no such folder .and no Hub id"),
-        (["no/folder/and/no/id"], "no/folder/and/no/id"),
+        (["no/folder/and/no/id"], "no/folder/and/no/id: no such folder .and no Hub id"),
     ],
 )
 def test_mistakes_on_the_command_line(words, says):
