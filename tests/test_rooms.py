@@ -96,6 +96,7 @@ ROOMS: dict[str, set[str]] = {
         "hfgen.perceptual",
         "hfgen.hidden",
         "hfgen.data",
+        "hfgen.hub.client",  # what a path or an id means, nothing else
         "hfgen.hub.load_text",
         "hfgen.hub.trust",
         "hfgen.evaluation",
