@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,6 +69,19 @@ def slices(count: int, most: int) -> list[slice]:
     parts = -(-count // most)
     edges = [count * part // parts for part in range(parts + 1)]
     return [slice(*edge) for edge in zip(edges[:-1], edges[1:], strict=True)]
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, for many small operations: threads that wait for one another after each
+    cost more than they save, on a busy machine fifty times as much.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def as_double(x: Array, name: str, *, at_least: int = 2) -> np.ndarray:

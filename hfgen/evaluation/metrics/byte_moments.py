@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hfgen.evaluation.arrays import slices
+from hfgen.evaluation.arrays import one_thread, slices
 from hfgen.evaluation.metrics.fixed_point import has_byte_units
 from hfgen.evaluation.moments import Moments
 
@@ -35,6 +35,7 @@ def byte_moments_pay(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.shape[1] >= SMALLEST and has_byte_units(x)
 
 
+@one_thread()
 def byte_moments(x: Tensor) -> Moments:
     """Moments of finite float32 features [N, D]."""
     centre, step = _steps(x.numpy())

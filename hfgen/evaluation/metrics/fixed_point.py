@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hfgen.evaluation.arrays import slices
+from hfgen.evaluation.arrays import one_thread, slices
 
 LARGEST = 32_512
 """In steps: 127 * 256, so that neither byte overflows."""
@@ -88,9 +88,10 @@ class FixedPoint:
         # the public product of integers is slow on CPUs
         upper, lower = torch._int_mm(self.high[i], other.high[j].T), torch._int_mm(digits, cross.T)
         total = torch.empty(upper.shape)
-        for rows in slices(len(total), CACHED):
-            part = torch.mul(upper[rows], 65536 * factor, out=total[rows])
-            part.add_(lower[rows], alpha=256 * factor)
+        with one_thread():
+            for rows in slices(len(total), CACHED):
+                part = torch.mul(upper[rows], 65536 * factor, out=total[rows])
+                part.add_(lower[rows], alpha=256 * factor)
         return total
 
     def low_products(self, other: FixedPoint) -> Tensor:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from hfgen.errors import HfgenError
-from hfgen.evaluation.arrays import Array, Estimate, as_pair, slices
+from hfgen.evaluation.arrays import Array, Estimate, as_pair, one_thread, slices
 from hfgen.evaluation.metrics.fixed_point import CACHED, LARGEST, FixedPoint, has_byte_units
 
 BLOCK = 2048
@@ -200,7 +200,8 @@ def _blocks(x: _Rows, y: _Rows, *, lower: bool = False) -> Iterator[tuple[slice,
             if lower and j.start > rows.start:
                 continue
             products = x.products(rows, y, j)
-            for part in slices(len(products), CACHED):
-                i = slice(rows.start + part.start, rows.start + part.stop)
-                base = products[part].add_(right[j]).add_(left[i, None])
-                yield i, j, base.pow_(3)  # by two products, in one pass
+            with one_thread():
+                for part in slices(len(products), CACHED):
+                    i = slice(rows.start + part.start, rows.start + part.stop)
+                    base = products[part].add_(right[j]).add_(left[i, None])
+                    yield i, j, base.pow_(3)  # by two products, in one pass
