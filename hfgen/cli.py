@@ -15,6 +15,7 @@ from typing import Any
 
 from hfgen import __version__
 from hfgen.errors import HfgenError
+from hfgen.memory import keep_freed_memory
 
 TEXT_OPTIONS = (
     "guidance_scale",
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
     if rest and not options.takes_settings:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     _quiet_libraries()
+    keep_freed_memory()
     try:
         return options.command(options, rest)
     except HfgenError as error:

@@ -13,6 +13,7 @@ ROOT = Path(__file__).parents[1]
 # of hfgen, "hfgen=" the bare package alone)
 ROOMS: dict[str, set[str]] = {
     "hfgen/errors.py": set(),
+    "hfgen/memory.py": set(),
     "hfgen/rng.py": {"torch"},
     "hfgen/likelihoods.py": {"torch"},
     "hfgen/denoising.py": {"torch", "diffusers"},
@@ -50,6 +51,7 @@ ROOMS: dict[str, set[str]] = {
         "scipy",
         "diffusers.optimization",
         "hfgen.errors",
+        "hfgen.memory",
         "hfgen.rng",
         "hfgen.data",
         "hfgen.objectives.base",

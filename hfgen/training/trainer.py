@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from hfgen.data import BatchStream
 from hfgen.errors import HfgenError
+from hfgen.memory import keep_freed_memory
 from hfgen.objectives.base import Batch, Clock, Objective, Phase
 from hfgen.rng import Rng, seed_from
 from hfgen.training.checkpoints import Checkpoints, Snapshot, load_into, read_state
@@ -98,6 +99,8 @@ class Trainer:
         recipe: str,
         hooks: Hooks,
     ):
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         self._accelerator = accelerator
         self._objective = objective
         self._config = training
