@@ -155,16 +155,18 @@ def stage_widths(channels: int | list[int], n: int) -> list[int]:
 
 
 def code_latents(z: Tensor, categorical_codes: int) -> Tensor:
-    """The first ``categorical_codes`` latents become the one-hot vector of their largest entry.
+    """The first ``categorical_codes`` = K latents become the one-hot vector of their largest entry,
+    times sqrt(K).
 
     The argmax of K independent normal numbers is uniform over K: so a categorical code (Chen et al.
-    2016, InfoGAN) needs no latents other than the N(0, 1) that every generator takes.
+    2016, InfoGAN) needs no latents other than the N(0, 1) that every generator takes. sqrt(K) gives
+    each entry the second moment of a normal one; a plain one-hot vector drowns in the others.
     """
     if categorical_codes == 0:
         return z
     code, rest = z[:, :categorical_codes], z[:, categorical_codes:]
-    one_hot = F.one_hot(code.argmax(1), categorical_codes)
-    return torch.cat([one_hot.to(z.dtype), rest], dim=1)
+    one_hot = F.one_hot(code.argmax(1), categorical_codes).to(z.dtype)
+    return torch.cat([categorical_codes**0.5 * one_hot, rest], dim=1)
 
 
 def stages(sample_size: int | None) -> tuple[int, int]:
