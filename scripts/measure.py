@@ -91,7 +91,13 @@ def measure(run: Path, name: str) -> None:
         pipeline,
         heldout=validation,
         **({"evaluations": EVALUATIONS} if denoising else {}),
-        metrics=(*drawing, *text, *autoencoder_metrics(pipeline, validation), *denoising),
+        metrics=(
+            *drawing,
+            *text,
+            *code_metrics(pipeline, validation),
+            *autoencoder_metrics(pipeline, validation),
+            *denoising,
+        ),
         output=run / "evaluation",
         call=call,
         ema=bool(recipe.ema.half_lives),
@@ -207,6 +213,12 @@ def sample_metrics(pipeline: Any, source: Any) -> tuple[str, ...]:
     """The same few for all; and, where it draws images of a given class, whether they are of it."""
     images = PipelineImages(pipeline, NUM_IMAGES, conditions=source)
     return METRICS if images.labels() is None else (*METRICS, "class_accuracy")
+
+
+def code_metrics(pipeline: Any, validation: Any) -> tuple[str, ...]:
+    """What the code of an InfoGAN says."""
+    evidence = ModelEvidence(pipeline, validation, {})
+    return ("latent_code",) if MODEL_METRICS["latent_code"].applies(evidence) else ()
 
 
 def denoiser_metrics(pipeline: Any, classes: int | None) -> tuple[str, ...]:

@@ -20,6 +20,7 @@ from hfgen.errors import HfgenError
 from hfgen.evaluation.conditions import check_classes, label_arguments, network_classes
 from hfgen.evaluation.denoiser_features import NOISE, denoiser_features
 from hfgen.evaluation.images import reconstruct
+from hfgen.evaluation.latent_codes import has_latent_code, latent_code
 from hfgen.evaluation.likelihood import (
     BOUNDS,
     Annealed,
@@ -32,6 +33,7 @@ from hfgen.evaluation.metrics import (
     DCI,
     LPIPS,
     active_units,
+    code_accuracy,
     dci,
     factor_vae_score,
     knn_accuracy,
@@ -336,6 +338,11 @@ MODEL_METRICS: dict[str, ModelMetric] = {
             "factor_vae_score": factor_vae_score,
             **{f"dci_{field.name}": dci for field in fields(DCI)},
         },
+    ),
+    "latent_code": ModelMetric(
+        latent_code,
+        has_latent_code,
+        {"code_accuracy": code_accuracy, "code_purity": code_accuracy},
     ),
     "lpips": ModelMetric(lpips, _has_lpips, {"lpips": LPIPS}),
     "text": ModelMetric(

@@ -256,7 +256,9 @@ def test_codes_are_uniform_and_decide():
     assert torch.equal(coded[:, 10:], z[:, 10:])
     counts = (coded[:, :10] > 0).sum(0)
     assert counts.sum() == 5000 and (counts - 500).abs().max() < 100
-    assert coded.square().mean() == pytest.approx(1, abs=0.05)  # a code is as large as other latents
+    assert coded.square().mean() == pytest.approx(
+        1, abs=0.05
+    )  # a code is as large as other latents
     generator = DCGANGenerator(8, 1, latent_dim=12, channels=8, categorical_codes=10).eval()
     scaled = torch.cat([z[:4, :10] * 3, z[:4, 10:]], dim=1)  # the same argmax, the same image
     assert torch.equal(generator(z[:4]).sample, generator(scaled).sample)

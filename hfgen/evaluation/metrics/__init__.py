@@ -5,6 +5,7 @@ from hfgen.evaluation.metrics.authpct import authpct
 from hfgen.evaluation.metrics.c_t import CopyTest, c_t
 from hfgen.evaluation.metrics.class_accuracy import class_accuracy
 from hfgen.evaluation.metrics.cmmd import cmmd
+from hfgen.evaluation.metrics.code_accuracy import CodeAccuracy, code_accuracy
 from hfgen.evaluation.metrics.dci import DCI, dci
 from hfgen.evaluation.metrics.factor_vae_score import factor_vae_score
 from hfgen.evaluation.metrics.fid_infinity import frechet_distance_infinity
@@ -14,7 +15,7 @@ from hfgen.evaluation.metrics.frechet_distance import (
 )
 from hfgen.evaluation.metrics.inception_score import inception_score
 from hfgen.evaluation.metrics.kernel_distance import kernel_distance, kernel_distance_subsets
-from hfgen.evaluation.metrics.knn_accuracy import knn_accuracy
+from hfgen.evaluation.metrics.knn_accuracy import knn_accuracy, knn_classes
 from hfgen.evaluation.metrics.linear_probe import linear_probe
 from hfgen.evaluation.metrics.lpips import LPIPS, load_lpips
 from hfgen.evaluation.metrics.mifid import memorisation_distance, mifid
@@ -36,6 +37,7 @@ __all__ = [
     "DCI",
     "LPIPS",
     "PRDC",
+    "CodeAccuracy",
     "CopyTest",
     "DensityCoverage",
     "Neighbours",
@@ -45,6 +47,7 @@ __all__ = [
     "c_t",
     "class_accuracy",
     "cmmd",
+    "code_accuracy",
     "dci",
     "density_coverage",
     "factor_vae_score",
@@ -55,6 +58,7 @@ __all__ = [
     "kernel_distance",
     "kernel_distance_subsets",
     "knn_accuracy",
+    "knn_classes",
     "linear_probe",
     "load_lpips",
     "memorisation_distance",
