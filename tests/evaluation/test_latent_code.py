@@ -1,4 +1,4 @@
-"""Codes learned without labels, beside classes: tables with known answers, and a known generator."""
+"""Codes learned without labels, beside classes: tables with known answers, a known generator."""
 
 from __future__ import annotations
 
