@@ -43,7 +43,7 @@ class Chain:
         beta = 1 - alpha_bar / before
         variance = beta * (1 - before) / (1 - alpha_bar)
         variance[0] = variance[1]
-        large = scheduler.config.get("variance_type", "fixed_small").startswith("fixed_large")
+        large = (scheduler.config.get("variance_type") or "fixed_small").startswith("fixed_large")
         return cls(
             alphas_cumprod=alpha_bar,
             image=before.sqrt() * beta / (1 - alpha_bar),

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from diffusers import (
+    DDIMScheduler,
     DDPMScheduler,
     DPMSolverMultistepScheduler,
     EDMEulerScheduler,
@@ -181,6 +182,12 @@ def test_log_likelihood_reports_bound_and_cost():
 
 
 # --- the bound of a chain ---
+
+
+@pytest.mark.parametrize("solver", [DPMSolverMultistepScheduler, DDIMScheduler])
+def test_a_solver_that_names_no_variance_has_the_chain_of_the_small_one(solver):
+    small = Chain.of(DDPMScheduler(variance_type="fixed_small"))
+    assert torch.equal(Chain.of(solver()).model, small.model)
 
 
 def closed_form_terms(scheduler, x: torch.Tensor) -> torch.Tensor:
