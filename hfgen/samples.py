@@ -197,19 +197,22 @@ def sample_to_file(
     trust_remote_code: bool = False,
     **options: Any,
 ) -> Path:
-    """Load a model and save a grid of its images; ``options`` that are None are left to the
-    pipeline. With prompts there are ``num_images`` of each, and unseen words are reported.
+    """Load a model and save a grid of its images; ``options`` that are None are those of the recipe
+    beside the model, or with another scheduler or without a recipe the pipeline's own. With prompts
+    there are ``num_images`` of each, and unseen words are reported.
     """
     if num_images < 1 or batch_size < 1:
         raise HfgenError(
             f"sample: --num-images and --batch-size must be positive, got {num_images} and "
             f"{batch_size}"
         )
+    from hfgen.beside import recipe_call
     from hfgen.hub.trust import load_asking
     from hfgen.schedulers import swapped
 
     pipeline = load_asking(model, trust_remote_code=trust_remote_code)
-    given = {name: value for name, value in options.items() if value is not None}
+    asked = {name: value for name, value in options.items() if value is not None}
+    given = asked if scheduler is not None else {**recipe_call(model, pipeline), **asked}
     accepted = inspect.signature(pipeline.__call__).parameters
     if prompt is not None:
         given["prompt"] = prompt

@@ -97,6 +97,7 @@ ROOMS: dict[str, set[str]] = {
         "hfgen.probability_flow",
         "hfgen.perceptual",
         "hfgen.hidden",
+        "hfgen.beside",
         "hfgen.data",
         "hfgen.hub.client",  # what a path or an id means, nothing else
         "hfgen.hub.load_text",

@@ -110,7 +110,8 @@ def _data(model: str | None, changes: dict[str, Any]) -> Any:
     """A ``DataConfig`` of the changes over the run's own data; None without any."""
     if not changes:
         return None
-    from hfgen.evaluation.measure import data_config, recipe_data
+    from hfgen.beside import recipe_data
+    from hfgen.evaluation.measure import data_config
 
     return data_config({**recipe_data(model), **changes}, "command line")
 

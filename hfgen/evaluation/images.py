@@ -207,7 +207,10 @@ class PipelineImages(Images):
         arguments.update(self._conditions(indices))
         if self.condition is None or "batch_size" in self.parameters:
             arguments["batch_size"] = len(indices)
-        result = self.pipeline(**arguments)
+        try:
+            result = self.pipeline(**arguments)
+        except ValueError as error:  # how pipelines refuse an argument
+            raise HfgenError(f"{type(self.pipeline).__name__}: {error}") from error
         images = getattr(result, "images", None)
         return _to_uint8(images, len(indices), type(self.pipeline).__name__)
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from accelerate.utils import broadcast_object_list
 
+from hfgen.beside import recipe_call, recipe_data
 from hfgen.data import DataConfig, Source, load_source
 from hfgen.data.cache import cache_root
 from hfgen.errors import HfgenError, one_of
@@ -59,7 +59,8 @@ class Options:
         seed: of samples and of drawn subsets.
         feature_layer, feature_noise: of a denoiser, the layer whose features ``representation``
             reads ("" for the middle one) and the noise, sigma / alpha, on the images.
-        call: arguments of the pipeline's call (``num_inference_steps``, ``guidance_scale`` ...).
+        call: arguments of the pipeline's call (``num_inference_steps``, ``guidance_scale`` ...),
+            over those of the recipe beside the model.
         ema: whether the weights are an average; stands in the protocol.
         cache_dir: of reference features; by default ``hfgen`` in the Hugging Face home folder.
         trust_remote_code: whether code that a model brings may run without asking.
@@ -142,6 +143,7 @@ class _Subject:
     reference: Images
     pipeline: Any = None
     heldout: Source | None = None
+    call: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def of(
@@ -158,17 +160,18 @@ class _Subject:
             name = getattr(measured.protocol, "name", "images")
             return cls(name, measured, target, heldout=heldout)
         name, pipeline = _load(model, settings.trust_remote_code)
+        call = {**recipe_call(model, pipeline), **settings.call}
         measured = PipelineImages(
             pipeline,
             settings.num_images,
             seed=settings.seed,
             batch_size=settings.batch_size,
             conditions=target.source if isinstance(target, SourceImages) else None,
-            call=dict(settings.call),
+            call=call,
             name=name,
             ema=settings.ema,
         )
-        return cls(name, measured, target, pipeline, heldout)
+        return cls(name, measured, target, pipeline, heldout, call)
 
 
 class _Session:
@@ -289,7 +292,7 @@ class _Session:
             self._heldout(),
             self.settings.weights,
             self.settings.evaluations,
-            self.settings.call,
+            self.subject.call,
             self.settings.feature_layer,
             self.settings.feature_noise,
         )
@@ -408,16 +411,6 @@ def _reference(
     source = load_source(config, settings.reference_split)
     validation = load_source(config, "validation")
     return SourceImages(source, settings.reference_images, settings.seed), validation
-
-
-def recipe_data(model: Any) -> dict[str, Any]:
-    """The ``data`` section of the recipe that lies beside a model; empty where there is none."""
-    if not isinstance(model, str | Path):
-        return {}
-    recipe = Path(model) / "recipe.yaml"
-    if not recipe.is_file():
-        return {}
-    return (yaml.safe_load(recipe.read_text(encoding="utf-8")) or {}).get("data") or {}
 
 
 def data_config(section: Mapping[str, Any], origin: str) -> DataConfig:
