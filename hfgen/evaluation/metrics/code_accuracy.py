@@ -28,8 +28,9 @@ class CodeAccuracy:
 def code_accuracy(codes: Array, classes: Array) -> CodeAccuracy:
     """Agreement of codes and classes under the best matching of one to the other.
 
-    A code that says nothing has 1/K or a little more in both, a code for each class 1 in both; a
-    purity above the accuracy tells of several codes for one class.
+    A code for each class has 1 in both. K codes that say nothing have an accuracy of some 1/K, and
+    the share of the most frequent class as purity: so a generator of one class alone has a purity
+    of 1. A purity above the accuracy tells of several codes for one class.
 
     Args:
         codes, classes: integers [N] of each sample.
