@@ -1,4 +1,4 @@
-"""Losses that tie a discriminator's embeddings to labels, as pure functions of rows.
+"""Losses that tie a discriminator's embeddings or codes to classes, as pure functions of rows.
 
 Embeddings and proxies [B, E] are unit vectors, row i's proxy that of its label. Every row is
 compared with every other, so that the loss of a batch is not that of its micro-batches.
@@ -55,3 +55,22 @@ def data_to_data(
     to_rows = F.relu(embeddings @ embeddings.T - negative) / temperature
     strangers = to_rows.masked_fill(labels[:, None] == labels, -math.inf)
     return torch.cat([to_proxy, strangers], 1).logsumexp(1) - to_proxy.squeeze(1)
+
+
+def invariant_information(logits: Tensor, moved: Tensor) -> Tensor:
+    """-I(c; c') in nats, a scalar: of the codes that rows and their transformed copies are given
+    (Ji et al. 2019, "Invariant Information Clustering", equations 3 and 4).
+
+    P = sum_i softmax(logits_i) softmax(moved_i)^T / B, made symmetric; -sum_cd P_cd ln(P_cd / (P_c
+    P_d)). Least, -ln K, where every copy has its original's code, without doubt, and all K codes
+    are equally frequent.
+
+    Args:
+        logits, moved: [B, K], of the rows and of their copies.
+    """
+    first, second = logits.softmax(1), moved.softmax(1)
+    joint = first.T @ second / len(first)
+    joint = (joint + joint.T) / 2
+    tiny = torch.finfo(joint.dtype).tiny
+    margin = joint.sum(0).clamp_min(tiny).log()
+    return (joint * (margin[:, None] + margin - joint.clamp_min(tiny).log())).sum()

@@ -18,9 +18,14 @@ from torch import Tensor, nn
 
 from hfgen.errors import HfgenError
 from hfgen.objectives.base import Clock
-from hfgen.objectives.gan_class_losses import conditional_contrastive, data_to_data
+from hfgen.objectives.gan_class_losses import (
+    conditional_contrastive,
+    data_to_data,
+    invariant_information,
+)
 from hfgen.objectives.gan_game import DISCRIMINATOR, GENERATOR, Game
 from hfgen.objectives.gan_state import StepAverage
+from hfgen.objectives.gan_transforms import slight, warp
 from hfgen.rng import Rng
 
 
@@ -467,8 +472,7 @@ class MutualInformation(Weighted):
     sides: ClassVar[tuple[str, ...]] = (DISCRIMINATOR, GENERATOR)
 
     def __call__(self, game: Game) -> Tensor:
-        codes = game.fake_verdict.codes
-        k = game.generator.config["categorical_codes"]
+        codes, k = game.fake_verdict.codes, categories(game)
         if codes is None or codes.shape[1] != k + self.continuous:
             raise HfgenError(
                 f"objective.regularizers: mutual_information needs a discriminator with num_codes: "
@@ -482,6 +486,49 @@ class MutualInformation(Weighted):
             error = codes[:, k:] - game.z[:, k : k + self.continuous]
             loss = loss + self.continuous_weight * 0.5 * error.square().sum(1)
         return loss
+
+
+def categories(game: Game) -> int:
+    """K, the values of the generator's categorical code; 0 without one."""
+    return int(game.generator.config.get("categorical_codes", 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InvariantInformation(Weighted):
+    """The categorical code that the discriminator reads from a real image is informative, and the
+    same after a slight affine map: Invariant Information Clustering (Ji et al. 2019, equation 3) as
+    a companion of ``mutual_information``.
+
+    InfoGAN alone may settle on any factor, such as slant; that codes of real images should survive
+    such transformations makes it the identity (the idea of Ojha et al. 2020, "Elastic-InfoGAN",
+    with a contrastive loss there). On the discriminator's side only.
+
+    Args:
+        weight: below 1 a code takes longer to become a class, above 5 samples of a code look alike.
+        rotation: largest angle, in degrees.
+        scale: largest change of either axis, as a share.
+        shear: largest shear.
+        shift: largest shift, as a share of the side.
+    """
+
+    weight: float = 3.0
+    rotation: float = 15.0
+    scale: float = 0.2
+    shear: float = 0.3
+    shift: float = 0.1
+    couples_rows: ClassVar[bool] = True
+
+    def __call__(self, game: Game) -> Tensor:
+        codes, k = game.real_verdict.codes, categories(game)
+        if codes is None or not 2 <= k <= codes.shape[1]:
+            raise HfgenError(
+                "objective.regularizers: invariant_information needs a generator with "
+                "categorical_codes: K, from 2 on, and a discriminator with as many num_codes"
+            )
+        ranges = (self.rotation, self.scale, self.shear, self.shift)
+        maps = slight(len(game.real), *ranges, game.rng.fork("invariant"))
+        moved = game.judge(warp(game.real, maps)).codes
+        return invariant_information(codes[:, :k].float(), moved[:, :k].float())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -519,5 +566,6 @@ REGULARIZERS: dict[str, type[Regularizer]] = {
     "conditional_contrastive": ConditionalContrastive,
     "d2d_ce": DataToData,
     "mutual_information": MutualInformation,
+    "invariant_information": InvariantInformation,
 }
 """Names for recipes."""

@@ -16,8 +16,10 @@ from hfgen.models.gan_lightweight import LightweightDiscriminator
 from hfgen.objectives import gan_regularizers as reg
 from hfgen.objectives.base import Clock
 from hfgen.objectives.gan import GAN
+from hfgen.objectives.gan_class_losses import invariant_information
 from hfgen.objectives.gan_game import Game
 from hfgen.objectives.gan_state import StepAverage
+from hfgen.objectives.gan_transforms import slight
 from hfgen.rng import Rng
 
 jacobian = torch.autograd.functional.jacobian
@@ -230,6 +232,7 @@ NEEDY = (
     "conditional_contrastive",
     "d2d_ce",
     "mutual_information",
+    "invariant_information",
     "reconstruction",
 )
 MODEL_FREE = [name for name in reg.REGULARIZERS if name not in NEEDY]
@@ -323,6 +326,46 @@ def test_mutual_information():
         torch.testing.assert_close(regularizer(play), expected)
     with pytest.raises(HfgenError, match="num_codes: 3"):
         reg.MutualInformation()(game("discriminator", roles=roles))
+
+
+def test_invariant_information():
+    torch.manual_seed(0)
+    a, b = torch.randn(2, 5, 3, dtype=torch.float64)
+    p = torch.stack([torch.outer(x, y) for x, y in zip(a.softmax(1), b.softmax(1), strict=True)])
+    p = (p.mean(0) + p.mean(0).T) / 2
+    expected = -sum(
+        p[c, d] * math.log(p[c, d] / (p[c].sum() * p[:, d].sum()))
+        for c in range(3)
+        for d in range(3)
+    )
+    torch.testing.assert_close(invariant_information(a, b), expected)
+    sure = 1e3 * torch.eye(3)
+    assert float(invariant_information(sure, sure)) == pytest.approx(-math.log(3))
+    assert float(invariant_information(sure[:1], sure[:1])) == pytest.approx(0, abs=1e-6)
+
+    roles = conditional(categorical_codes=3, num_codes=4)
+    play = game("discriminator", roles=roles)
+    still = reg.InvariantInformation(rotation=0, scale=0, shear=0, shift=0)
+    codes = roles["discriminator"](play.real).codes[:, :3].float()
+    torch.testing.assert_close(still(play), invariant_information(codes, codes))
+    assert reg.InvariantInformation()(play) != still(play)
+    for options in ({"categorical_codes": 3}, {"num_codes": 4}):
+        with pytest.raises(HfgenError, match="categorical_codes: K"):
+            reg.InvariantInformation()(game("discriminator", roles=conditional(**options)))
+
+
+def test_slight_maps_stay_within_their_ranges():
+    nothing = slight(4, 0, 0, 0, 0, Rng(0))
+    torch.testing.assert_close(nothing, torch.eye(3).expand(4, 3, 3))
+    turned = slight(1000, 90, 0, 0, 0, Rng(0))[:, :2, :2]
+    torch.testing.assert_close(turned.det(), torch.ones(1000))
+    angle = torch.atan2(turned[:, 1, 0], turned[:, 0, 0])
+    assert angle.abs().max() <= math.pi / 2
+    assert angle.std() == pytest.approx(math.pi / 12**0.5, rel=0.05)
+    moved = slight(1000, 0, 0.2, 0, 0.1, Rng(0))
+    axes, shift = moved[:, (0, 1), (0, 1)], (moved[:, :2, 2] / moved[:, (0, 1), (0, 1)])
+    assert axes.min() >= 0.8 and axes.max() <= 1.2 and axes.std() > 0.1
+    assert shift.abs().max() <= 0.2001 and shift.std() > 0.1  # of a side of 2
 
 
 def test_reconstruction_is_the_error_of_the_decoder_at_half_the_side():
