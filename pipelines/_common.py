@@ -62,13 +62,13 @@ def check_labels(
         raise ValueError(f"class_labels are missing: the model has classes 0 to {num_classes - 1}")
     labels = torch.as_tensor(class_labels, device=device)
     if labels.is_floating_point() or labels.ndim > 1 or labels.numel() not in (1, batch_size):
+        given = class_labels if labels.numel() < 9 else f"{labels.numel()} numbers"
         raise ValueError(
-            f"class_labels={class_labels}: must be one integer, or one for each of the {batch_size}"
-            " images"
+            f"class_labels={given}: must be one integer, or one for each of the {batch_size} images"
         )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"class_labels={class_labels}: must be from 0 to {num_classes - 1}")
+    strange = labels[(labels < 0) | (labels >= num_classes)]
+    if len(strange):
+        raise ValueError(f"class_labels={int(strange[0])}: must be from 0 to {num_classes - 1}")
     return labels.long().reshape(-1).expand(batch_size)
 
 
