@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,10 @@ def check_trackers(config: LoggingConfig) -> None:
                 f"logging.report_to: {name} is not installed; pip install {name}, or "
                 f"report_to: none"
             )
+
+
+SILENCE = 60.0
+"""Seconds without a line after which a run that is written to a file speaks up."""
 
 
 class Log:
@@ -66,8 +71,8 @@ class Log:
 
 
 class Progress:
-    """A bar with loss terms and images/s on a terminal; one plain line per tenth of the run
-    elsewhere.
+    """A bar with loss terms and images/s on a terminal; elsewhere one plain line for each
+    tenth of the run, and one a minute where a tenth takes longer.
     """
 
     def __init__(self, total_steps: int, step: int, *, show: bool):
@@ -80,6 +85,7 @@ class Progress:
             else None
         )
         self._tenth = step * 10 // total_steps
+        self._shown = time.monotonic()
 
     def advance(self) -> None:
         if self._bar is not None:
@@ -92,9 +98,13 @@ class Progress:
         text = "  ".join(f"{name} {value:.4g}" for name, value in values.items())
         if self._bar is not None:
             self._bar.set_postfix_str(text)
-        elif step * 10 // self._total > self._tenth or step == self._total:
-            self._tenth = step * 10 // self._total
+        elif self._due(step):
+            self._tenth, self._shown = step * 10 // self._total, time.monotonic()
             print(f"step {step}/{self._total}  {text}", file=sys.stderr, flush=True)
+
+    def _due(self, step: int) -> bool:
+        new_tenth = step * 10 // self._total > self._tenth
+        return new_tenth or step == self._total or time.monotonic() - self._shown >= SILENCE
 
     def close(self) -> None:
         if self._bar is not None:

@@ -14,6 +14,7 @@ from hfgen.objectives.diffusion import Diffusion
 from hfgen.rng import BLOCK, Rng
 from hfgen.training.config import EMAConfig, OptimizerConfig
 from hfgen.training.ema import EMA
+from hfgen.training.log import Progress
 from hfgen.training.meter import Meter
 from hfgen.training.optimizers import (
     beta2,
@@ -264,3 +265,14 @@ def test_halved_rates_stay_halved():
         one.optimizer.step()
         one.step()
         assert one.get_last_lr()[0] == pytest.approx(0.25)
+
+
+def test_a_run_written_to_a_file_shows_each_tenth_and_is_never_silent_for_long(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr("hfgen.training.log.time.monotonic", lambda: now[0])
+    progress = Progress(100, 0, show=True)
+    for step in range(5, 101, 5):
+        now[0] += 30 if step <= 20 else 100  # tenths of one minute, then of three
+        progress.report(step, {"loss": 0.5})
+    shown = [int(line.split()[1].split("/")[0]) for line in capsys.readouterr().err.splitlines()]
+    assert shown == [10, 20, *range(25, 101, 5)]
