@@ -506,14 +506,14 @@ class InvariantInformation(Weighted):
     Args:
         weight: below 1 a code takes longer to become a class, above 5 samples of a code look alike.
         rotation: largest angle, in degrees.
-        scale: largest change of either axis, as a share.
+        zoom: largest change of either axis, as a share.
         shear: largest shear.
         shift: largest shift, as a share of the side.
     """
 
     weight: float = 3.0
     rotation: float = 15.0
-    scale: float = 0.2
+    zoom: float = 0.2
     shear: float = 0.3
     shift: float = 0.1
     couples_rows: ClassVar[bool] = True
@@ -525,7 +525,7 @@ class InvariantInformation(Weighted):
                 "objective.regularizers: invariant_information needs a generator with "
                 "categorical_codes: K, from 2 on, and a discriminator with as many num_codes"
             )
-        ranges = (self.rotation, self.scale, self.shear, self.shift)
+        ranges = (self.rotation, self.zoom, self.shear, self.shift)
         maps = slight(len(game.real), *ranges, game.rng.fork("invariant"))
         moved = game.judge(warp(game.real, maps)).codes
         return invariant_information(codes[:, :k].float(), moved[:, :k].float())

@@ -137,17 +137,15 @@ def geometry(images: Tensor, p: float, rng: Rng) -> Tensor:
     return turned @ _scaling(aniso, 1 / aniso) @ _rotation(angles[1]) @ _translation(x, y)
 
 
-def slight(
-    rows: int, rotation: float, scale: float, shear: float, shift: float, rng: Rng
-) -> Tensor:
+def slight(rows: int, rotation: float, zoom: float, shear: float, shift: float, rng: Rng) -> Tensor:
     """Inverse maps [rows, 3, 3] that leave an image what it is: each row turned by up to
-    ``rotation`` degrees, scaled by 1 +- ``scale`` along each axis, sheared by up to ``shear``
+    ``rotation`` degrees, scaled by 1 +- ``zoom`` along each axis, sheared by up to ``shear``
     and moved by up to ``shift`` of the side, all uniform.
     """
     turn, x, y, slant, right, down = (2 * rng.rand("slight", (rows, 6)) - 1).unbind(1)
     sheared = _matrix([[1, shear * slant, 0], [0, 1, 0], [0, 0, 1]], slant)
     turned = _rotation(math.radians(rotation) * turn) @ sheared
-    scaled = turned @ _scaling(1 + scale * x, 1 + scale * y)
+    scaled = turned @ _scaling(1 + zoom * x, 1 + zoom * y)
     return scaled @ _translation(2 * shift * right, 2 * shift * down)
 
 

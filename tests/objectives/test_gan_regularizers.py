@@ -345,10 +345,15 @@ def test_invariant_information():
 
     roles = conditional(categorical_codes=3, num_codes=4)
     play = game("discriminator", roles=roles)
-    still = reg.InvariantInformation(rotation=0, scale=0, shear=0, shift=0)
+    still = reg.InvariantInformation(rotation=0, zoom=0, shear=0, shift=0)
     codes = roles["discriminator"](play.real).codes[:, :3].float()
     torch.testing.assert_close(still(play), invariant_information(codes, codes))
     assert reg.InvariantInformation()(play) != still(play)
+    losses = []
+    for weight in (0.0, 2.0):
+        objective = GAN(r1_gamma=0, regularizers=(reg.InvariantInformation(weight=weight),))
+        losses.append(objective.loss("discriminator", roles, play.batch, play.rng, play.clock)[0])
+    torch.testing.assert_close(losses[1] - losses[0], 2 * reg.InvariantInformation()(play).double())
     for options in ({"categorical_codes": 3}, {"num_codes": 4}):
         with pytest.raises(HfgenError, match="categorical_codes: K"):
             reg.InvariantInformation()(game("discriminator", roles=conditional(**options)))
