@@ -89,6 +89,7 @@ def build_components(
         parts: components that were made for the data already, by role (``Source.parts``).
     """
     settings = component_settings(recipe)
+    _check_classes(recipe, settings)
     follow = _follow(recipe, data)
     trained = {role for phase in recipe.objective.phases for role in phase.trains}
     components = dict(parts or {})
@@ -247,6 +248,17 @@ def _component_names(cls: type[DiffusionPipeline]) -> set[str]:
     return {name for name in names if name != "self"} - set(
         getattr(cls, "_optional_components", [])
     )
+
+
+def _check_classes(recipe: Recipe, settings: Mapping[str, Any]) -> None:
+    """HfgenError for a model with classes where the recipe keeps labels from it."""
+    for role, value in settings.items():
+        classes = value.get("num_class_embeds") if isinstance(value, Mapping) else None
+        if classes is not None and not recipe.data.class_conditional:
+            raise HfgenError(
+                f"model.{role}.num_class_embeds: is {classes}, but data.class_conditional is "
+                f"false; set that to true, or this to null"
+            )
 
 
 def _follow(recipe: Recipe, data: DataSpec) -> dict[str, Any]:

@@ -31,8 +31,18 @@ CASES = {
         "multi_hinge needs data.class_conditional: true",
     ),
     "labels out of range": (
-        ["mnist-dcgan", "--model.generator.num_class_embeds", "5"],
+        [
+            "mnist-dcgan",
+            "--data.class_conditional",
+            "true",
+            "--model.generator.num_class_embeds",
+            "5",
+        ],
         "model.generator.num_class_embeds: is 5, but the data has labels from 0 to 9",
+    ),
+    "classes for a model that is told none": (
+        ["mnist-dcgan", "--model.generator.num_class_embeds", "10"],
+        "model.generator.num_class_embeds: is 10, but data.class_conditional is false",
     ),
     "no styles for the path length": (
         ["mnist-dcgan", "--objective.regularizers", "[{type: path_length, every: 1}]"],
