@@ -142,12 +142,14 @@ class DCGANDiscriminator(ModelMixin, ConfigMixin):
             downsample = nn.Conv2d(narrow, width, 4, 2, 1, bias=kind == "none")
             blocks += [downsample, normalization(kind, width), nn.LeakyReLU(0.2)]
         self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(widths[-1] * base**2, 1)
-        self.classes = ClassHead(widths[-1], num_class_embeds, conditioning, num_codes)
+        flat = widths[-1] * base**2
+        self.head = nn.Linear(flat, 1)
+        self.classes = ClassHead(widths[-1], num_class_embeds, conditioning, num_codes, flat)
         _initialize(self, norm)
 
     def forward(self, sample: Tensor, class_labels: Tensor | None = None) -> DiscriminatorOutput:
         """Logits [B] for images [B, C, H, W] in [-1, 1] and labels [B] int64."""
         hidden = self.blocks(sample)
-        logits = self.head(hidden.flatten(1)).squeeze(1)
-        return self.classes(logits, hidden.sum((2, 3)), class_labels)
+        flat = hidden.flatten(1)
+        # codes by where things are, as InfoGAN's network reads them: pooled, they are no digits
+        return self.classes(self.head(flat).squeeze(1), hidden.sum((2, 3)), class_labels, flat)

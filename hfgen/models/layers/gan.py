@@ -81,6 +81,7 @@ class ClassHead(nn.Module):
             best of the others (Kavalerov et al. 2019).
         num_codes: latent codes that a hidden layer and a linear map guess (Chen et al. 2016,
             InfoGAN).
+        code_features: how many features codes are guessed from, where those are others.
         spectral: spectral normalisation of these layers.
     """
 
@@ -90,6 +91,7 @@ class ClassHead(nn.Module):
         num_class_embeds: int | None,
         conditioning: str = "projection",
         num_codes: int = 0,
+        code_features: int | None = None,
         spectral: bool = False,
     ):
         super().__init__()
@@ -112,13 +114,19 @@ class ClassHead(nn.Module):
             if conditioning == "twin_auxiliary":
                 self.twin = linear(features, num_class_embeds)
         if num_codes:
-            hidden = nn.Linear(features, 128)
+            hidden = nn.Linear(code_features or features, 128)
             self.codes = nn.Sequential(hidden, nn.LeakyReLU(0.1), nn.Linear(128, num_codes))
 
     def forward(
-        self, logits: Tensor, features: Tensor, class_labels: Tensor | None
+        self,
+        logits: Tensor,
+        features: Tensor,
+        class_labels: Tensor | None,
+        code_features: Tensor | None = None,
     ) -> DiscriminatorOutput:
-        """``logits`` [B] and ``features`` [B, D] of images with ``class_labels`` [B]."""
+        """``logits`` [B] and ``features`` [B, D] of images with ``class_labels`` [B]; codes are
+        read from ``code_features`` [B, E] where there are some.
+        """
         check_labels(class_labels, self.num_class_embeds)
         output = DiscriminatorOutput(logits=logits, features=features)
         if self.embedding is not None:
@@ -134,7 +142,7 @@ class ClassHead(nn.Module):
             output["embeddings"] = F.normalize(self.embed(features), dim=1)
             output["proxies"] = F.normalize(self.proxies(class_labels), dim=1)
         if self.codes is not None:
-            output["codes"] = self.codes(features)
+            output["codes"] = self.codes(features if code_features is None else code_features)
         return output
 
 
