@@ -82,9 +82,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """``over`` on top of ``base``, section by section; a new ``type`` drops the old type's keys."""
-    if "type" in over and "type" in base and over["type"] != base["type"]:
+SHARED = frozenset({"optimizer"})
+"""Sections whose types take the same keys."""
+
+
+def merge(base: Mapping[str, Any], over: Mapping[str, Any], section: str = "") -> dict[str, Any]:
+    """``over`` on top of ``base``, section by section; a new ``type`` drops the old type's keys,
+    but an optimizer keeps its learning rate and the like.
+    """
+    renewed = "type" in over and "type" in base and over["type"] != base["type"]
+    if renewed and section not in SHARED:
         return dict(over)
     merged = dict(base)
     for key, value in over.items():
@@ -92,7 +99,7 @@ def merge(base: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(old, str) and isinstance(value, Mapping):
             old = {"type": old}  # `likelihood: gaussian` below `likelihood.std: 0.1`
         both = isinstance(old, Mapping) and isinstance(value, Mapping)
-        merged[key] = merge(old, value) if both else value  # type: ignore[arg-type]
+        merged[key] = merge(old, value, key) if both else value  # type: ignore[arg-type]
     return merged
 
 

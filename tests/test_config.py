@@ -100,6 +100,12 @@ def test_a_key_of_a_file_is_blamed_on_the_file(tmp_path):
         recipes.load(str(file))
 
 
+def test_another_optimizer_keeps_the_learning_rate():
+    below = {"optimizer": {"type": "adamw", "learning_rate": 2e-4, "roles": {"unet": {"lr": 1}}}}
+    merged = merge(below, {"optimizer": {"type": "adam", "adam_beta1": 0.5}})
+    assert merged["optimizer"] == {**below["optimizer"], "type": "adam", "adam_beta1": 0.5}
+
+
 def test_a_new_type_drops_the_old_types_keys():
     recipe = recipes.load(
         "mnist-vae",
