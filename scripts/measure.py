@@ -136,6 +136,8 @@ def measure(run: Path, name: str) -> None:
         save_samples(pipeline, picture, 64, seed=0, **prompts, **call)
         if type(pipeline).__name__ == "VAEPipeline":
             add_reconstructions(pipeline, recipe, validation, picture)
+        if has_codes(pipeline):
+            by_code(pipeline).save(picture)
     elif is_clip(pipeline):
         nearest(pipeline, validation).save(DOCS / "images" / f"{name}.png")
     print(f"{name}: " + "  ".join(f"{s['name']} {s['value']:.4g}" for s in written["scores"]))
@@ -152,6 +154,21 @@ def add_reconstructions(pipeline: Any, recipe: Any, validation: Any, picture: Pa
         sheet.paste(above, (0, 0))
     sheet.paste(below, (0, sheet.height - below.height))
     sheet.save(picture)
+
+
+def has_codes(pipeline: Any) -> bool:
+    """Whether a categorical code is among the latents (InfoGAN)."""
+    generator = pipeline.components.get("generator")
+    return bool(generator is not None and generator.config.get("categorical_codes"))
+
+
+def by_code(pipeline: Any) -> Image.Image:
+    """One column for each value of the code; the other latents of a row are the same."""
+    count = pipeline.generator.config["categorical_codes"]
+    draws = torch.randn(8, *pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
+    z = draws.repeat_interleave(count, 0)
+    z[:, :count] = torch.eye(count).repeat(len(draws), 1)
+    return grid(pipeline(latents=z).images, columns=count)
 
 
 def nearest(clip: Any, validation: Any) -> Image.Image:
