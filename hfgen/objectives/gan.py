@@ -50,8 +50,8 @@ class GAN(Objective):
     Logged: the losses and penalties; ``logit_real`` and ``logit_fake``; ``overfitting``, the mean
     sign of the logits of real training images (r_t of Karras et al. 2020, ADA, equation 1: towards
     1 the discriminator knows the training set by heart); ``diversity``, the mean distance of two
-    generated images over that of two real ones, of one class where there are classes (towards 0 the
-    generator has collapsed). ``symptoms`` reads them.
+    generated images over that of two real ones, of one class or categorical code where there are
+    some (towards 0 the generator has collapsed). ``symptoms`` reads them.
 
     Args:
         adversarial_loss: a name of ``gan_losses.LOSSES``.
@@ -201,7 +201,8 @@ class GAN(Objective):
         value = rows.mean()
         terms = {"loss_g": value}
         if len(game.fake) > 1:  # one image differs from no other
-            terms["diversity"] = diversity(game.fake, game.real, game.labels(GENERATOR))
+            labels = game.labels(GENERATOR)
+            terms["diversity"] = diversity(game.fake, game.real, labels, game.codes)
         return value, terms
 
     @cached_property

@@ -62,6 +62,16 @@ class Game:
         shape = (images.shape[0], self.generator.config.latent_dim)
         return self.rng.randn("z", shape).to(images.dtype)
 
+    @property
+    def num_codes(self) -> int:
+        """Values that the generator's categorical code takes (InfoGAN); 0 without one."""
+        return int(self.generator.config.get("categorical_codes", 0))
+
+    @property
+    def codes(self) -> Tensor | None:
+        """The code in each row of ``z``, [B] int64; None for a generator without one."""
+        return self.z[:, : self.num_codes].argmax(1) if self.num_codes else None
+
     @cached_property
     def real(self) -> Tensor:
         return self.batch["images"].detach().requires_grad_("real" in self.leaves)

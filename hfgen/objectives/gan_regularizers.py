@@ -472,25 +472,19 @@ class MutualInformation(Weighted):
     sides: ClassVar[tuple[str, ...]] = (DISCRIMINATOR, GENERATOR)
 
     def __call__(self, game: Game) -> Tensor:
-        codes, k = game.fake_verdict.codes, categories(game)
+        codes, k = game.fake_verdict.codes, game.num_codes
         if codes is None or codes.shape[1] != k + self.continuous:
             raise HfgenError(
                 f"objective.regularizers: mutual_information needs a discriminator with num_codes: "
                 f"{k + self.continuous}"
             )
         loss = codes.new_zeros(len(codes))
-        if k:
-            target = game.z[:, :k].argmax(1)
-            loss = loss + F.cross_entropy(codes[:, :k], target, reduction="none")
+        if game.codes is not None:
+            loss = loss + F.cross_entropy(codes[:, :k], game.codes, reduction="none")
         if self.continuous:
             error = codes[:, k:] - game.z[:, k : k + self.continuous]
             loss = loss + self.continuous_weight * 0.5 * error.square().sum(1)
         return loss
-
-
-def categories(game: Game) -> int:
-    """K, the values of the generator's categorical code; 0 without one."""
-    return int(game.generator.config.get("categorical_codes", 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -519,7 +513,7 @@ class InvariantInformation(Weighted):
     couples_rows: ClassVar[bool] = True
 
     def __call__(self, game: Game) -> Tensor:
-        codes, k = game.real_verdict.codes, categories(game)
+        codes, k = game.real_verdict.codes, game.num_codes
         if codes is None or not 2 <= k <= codes.shape[1]:
             raise HfgenError(
                 "objective.regularizers: invariant_information needs a generator with "

@@ -46,21 +46,26 @@ def symptoms(terms: Mapping[str, float], clock: Clock, adversarial_loss: str) ->
     return found
 
 
-def diversity(fake: Tensor, real: Tensor, labels: Tensor | None) -> Tensor:
-    """Mean distance of generated images over that of real ones, a scalar; with ``labels`` [B], of
-    images of one class, since a generator that knows one image of each class looks diverse
-    otherwise.
+def diversity(
+    fake: Tensor, real: Tensor, labels: Tensor | None, codes: Tensor | None = None
+) -> Tensor:
+    """Mean distance of generated images over that of real ones, a scalar.
+
+    Of images of one class with ``labels`` [B], since a generator that knows one image of each class
+    looks diverse otherwise; so it is with ``codes`` [B], the values of a categorical code, which real
+    images do not have: any two of those are compared then.
     """
-    rows = torch.arange(len(fake), device=fake.device)
-    order = rows if labels is None else labels.argsort(stable=True)
-    pairs = torch.ones(len(rows), device=fake.device)
-    if labels is not None:
-        same = (labels[order] == labels[order].roll(1)).float()
-        pairs = torch.where(same.sum() > 0, same, pairs)  # no class twice: any two images
-    distances = [_neighbours(images.detach()[order]) @ pairs for images in (fake, real)]
-    return distances[0] / distances[1]
+    return spread(fake, codes if labels is None else labels) / spread(real, labels)
 
 
-def _neighbours(images: Tensor) -> Tensor:
-    """Mean absolute difference of each row and the one before it, [B]."""
-    return (images - images.roll(1, 0)).abs().flatten(1).mean(1).float()
+def spread(images: Tensor, groups: Tensor | None) -> Tensor:
+    """Mean absolute difference of two images, of one group of ``groups`` [B] where any has two."""
+    images = images.detach()
+    order = torch.arange(len(images), device=images.device)
+    pairs = torch.ones(len(images), device=images.device)
+    if groups is not None:
+        order = groups.argsort(stable=True)
+        same = (groups[order] == groups[order].roll(1)).float()
+        pairs = torch.where(same.sum() > 0, same, pairs)  # no group twice: any two images
+    rows = images[order]
+    return (rows - rows.roll(1, 0)).abs().flatten(1).mean(1).float() @ pairs / pairs.sum()

@@ -51,6 +51,9 @@ def test_one_image_of_each_class_is_no_diversity():
     assert diversity(fake, real, None) > 0.5  # which classes alone hide
     far_apart = real + 100 * labels[:, None, None, None]
     assert diversity(real, far_apart, labels) == pytest.approx(1.0, abs=1e-3)
+    assert diversity(fake, real, None, labels) == 0  # labels as codes
+    whole = diversity(real, 2 * real, None, labels)
+    assert whole == pytest.approx(0.5, abs=0.1)  # within codes by any two of the real ones
     alone = torch.arange(64)  # no class twice
     assert diversity(fake, real, alone) == diversity(fake, real, None)
 
