@@ -52,8 +52,8 @@ def diversity(
     """Mean distance of generated images over that of real ones, a scalar.
 
     Of images of one class with ``labels`` [B], since a generator that knows one image of each class
-    looks diverse otherwise; so it is with ``codes`` [B], the values of a categorical code, which real
-    images do not have: any two of those are compared then.
+    looks diverse otherwise; so it is with ``codes`` [B], of a categorical code, which real images
+    do not have: any two of those are compared then.
     """
     return spread(fake, codes if labels is None else labels) / spread(real, labels)
 
